@@ -11,6 +11,7 @@ pub mod fault;
 pub mod flight;
 pub mod id;
 pub mod limits;
+pub mod pattern;
 pub mod secret;
 pub mod stable_hash;
 pub mod suggest;
