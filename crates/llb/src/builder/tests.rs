@@ -1,0 +1,1 @@
+//! What the builder makes, checked against the loader.
