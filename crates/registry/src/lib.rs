@@ -1,0 +1,44 @@
+//! OCI distribution client: resolve, fetch and push, with authentication, mirrors, retries and resumed transfers.
+//!
+//! Invariant: no store, no files of its own. What is fetched is verified (length and digest) before its last byte is
+//! handed out; what is pushed is verified before its last byte leaves. Credentials and tokens never reach an error,
+//! a log line or a redirect to another origin.
+
+mod auth;
+mod challenge;
+mod config;
+mod credentials;
+mod error;
+mod fetch;
+mod host;
+mod push;
+mod repository;
+mod resolve;
+mod retry;
+mod token;
+mod transport;
+
+use std::sync::Arc;
+
+pub use config::{HostConfig, KeyPair, Pause, RegistryConfig, RetryPolicy, Timeouts};
+pub use credentials::{
+    Anonymous, Credential, CredentialError, CredentialSource, Credentials, StaticCredentials, Token, TokenRequest,
+};
+pub use error::{ErrorKind, RegistryError};
+pub use fetch::BlobStream;
+pub use push::{BlobSource, FileBlob, Pushed};
+pub use repository::Repository;
+pub use resolve::FetchedManifest;
+
+/// A client for any number of registries. Cheap to clone; clones share connections and tokens.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<transport::Transport>,
+}
+
+impl Registry {
+    /// Returns a client with this configuration. Files named in it are read when their host is first used.
+    pub fn new(config: RegistryConfig) -> Self {
+        Self { inner: Arc::new(transport::Transport::new(config)) }
+    }
+}
