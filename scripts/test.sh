@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all of them: format, lints, repository rules, unit, end-to-end.
+# On a fresh Debian 12 with git, gcc and a Rust toolchain this is all the set-up there is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Programs that some tests use as peers; a test whose peer is missing says so and is skipped.
+packages=(busybox-static skopeo umoci runc crun docker-registry mmdebstrap xz-utils bzip2 xfsprogs
+          openssh-client git ca-certificates python3 buildah)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    else
+        echo "not installed, their tests will be skipped: ${missing[*]}" >&2
+    fi
+fi
+
+step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
+
+step "format"
+cargo fmt --all --check
+step "clippy"
+cargo clippy --locked --workspace --all-targets --release -- -D warnings
+step "build"
+cargo build --locked --release --workspace --all-targets
+step "tests"
+# The release profile: end-to-end tests drive the program that users get. Compiled once for everything.
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --locked --release --workspace --no-fail-fast
+else
+    cargo test --locked --release --workspace --no-fail-fast
+fi
+step "done"
