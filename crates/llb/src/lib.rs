@@ -24,6 +24,15 @@ pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/pb.rs"));
 }
 
+/// Encodes an operation in Go's field order, which puts the kind of operation last: the digest depends on it.
+pub(crate) fn encode_op(mut op: pb::Op) -> bytes::Bytes {
+    use prost::Message;
+    let kind = pb::Op { op: op.op.take(), ..pb::Op::default() };
+    let mut out = op.encode_to_vec();
+    kind.encode_raw(&mut out);
+    out.into()
+}
+
 pub use builder::Builder;
 pub use convert::gateway_mount;
 pub use definition::Definition;

@@ -42,7 +42,7 @@ impl Graph {
                     message.op =
                         Some(pb::op::Op::Source(pb::SourceOp { identifier: new.identifier, attrs: new.attrs }));
                 }
-                message.encode_to_vec().into()
+                crate::encode_op(message)
             } else {
                 vertex.raw.clone()
             };

@@ -101,7 +101,7 @@ impl Builder {
             let entry = match &self.nodes[i].body {
                 Body::Raw { digest, bytes, .. } => (*digest, bytes.clone()),
                 _ => {
-                    let bytes: Bytes = self.operation(&self.nodes[i], &digests).encode_to_vec().into();
+                    let bytes = crate::encode_op(self.operation(&self.nodes[i], &digests));
                     (Digest::of(&bytes), bytes)
                 }
             };
