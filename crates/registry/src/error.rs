@@ -18,9 +18,9 @@ pub struct RegistryError {
     /// What was tried: `resolve`, `fetch blob`, `push manifest`, …
     pub operation: &'static str,
     /// On what: a reference, or a repository and a digest.
-    pub target: String,
+    pub target: Box<str>,
     /// The host that answered or did not, with its port.
-    pub host: String,
+    pub host: Box<str>,
     /// What went wrong.
     #[source]
     pub kind: ErrorKind,

@@ -274,6 +274,6 @@ impl Download {
     }
 
     fn error(&self, host: &str, kind: ErrorKind) -> RegistryError {
-        RegistryError { operation: OPERATION, target: self.subject.clone(), host: host.to_owned(), kind }
+        RegistryError { operation: OPERATION, target: self.subject.as_str().into(), host: host.into(), kind }
     }
 }

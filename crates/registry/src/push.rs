@@ -148,9 +148,12 @@ impl Registry {
         let subject = format!("{repository}@{digest}");
         match self.inner.hosts.push(repository) {
             Ok(endpoint) => Ok(Push { registry: self, endpoint, subject, digest, credentials }),
-            Err(kind) => {
-                Err(RegistryError { operation: PUSH_BLOB, target: subject, host: repository.host.clone(), kind })
-            }
+            Err(kind) => Err(RegistryError {
+                operation: PUSH_BLOB,
+                target: subject.into(),
+                host: repository.host.as_str().into(),
+                kind,
+            }),
         }
     }
 }

@@ -142,8 +142,8 @@ impl Registry {
         } else {
             return Ok(fetched);
         };
-        let host = endpoint.host.authority.clone();
-        Err(RegistryError { operation: "fetch manifest", target: subject.to_owned(), host, kind })
+        let host = endpoint.host.authority.as_str().into();
+        Err(RegistryError { operation: "fetch manifest", target: subject.into(), host, kind })
     }
 
     pub(crate) fn endpoints(
@@ -152,10 +152,10 @@ impl Registry {
         subject: &str,
         repository: &Repository,
     ) -> Result<Vec<Endpoint>, RegistryError> {
-        let host = repository.host.clone();
+        let host = repository.host.as_str().into();
         self.inner.hosts.pull(repository).map_err(|kind| RegistryError {
             operation,
-            target: subject.to_owned(),
+            target: subject.into(),
             host,
             kind,
         })
@@ -164,7 +164,7 @@ impl Registry {
 
 pub(crate) fn nowhere(operation: &'static str, subject: &str, repository: &Repository) -> RegistryError {
     let kind = ErrorKind::Config("no endpoint to ask".to_owned());
-    RegistryError { operation, target: subject.to_owned(), host: repository.host.clone(), kind }
+    RegistryError { operation, target: subject.into(), host: repository.host.as_str().into(), kind }
 }
 
 /// Returns what to ask the registry for.

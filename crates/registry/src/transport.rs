@@ -68,8 +68,8 @@ impl Call<'_> {
     pub(crate) fn error(&self, kind: ErrorKind) -> RegistryError {
         RegistryError {
             operation: self.operation,
-            target: self.subject.clone(),
-            host: self.host.authority.clone(),
+            target: self.subject.as_str().into(),
+            host: self.host.authority.as_str().into(),
             kind,
         }
     }
