@@ -1,6 +1,7 @@
 //! Solves edges of a graph of opaque operations.
 
 mod context;
+mod core;
 mod drive;
 mod error;
 mod event;
