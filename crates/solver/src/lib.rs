@@ -12,6 +12,8 @@ mod keystore;
 mod memory;
 mod miss;
 mod op;
+#[cfg(test)]
+mod sim;
 mod vertex;
 
 pub use context::{JobContext, JobId, OpContext};

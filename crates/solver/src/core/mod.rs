@@ -3,6 +3,8 @@
 //! [`Core::step`] takes an event, updates the vertices it touches, and goes on with their neighbours until nothing
 //! changes. Every vertex with unmet demand then waits for a task, for an input, or for an execution slot.
 
+#[cfg(test)]
+mod audit;
 mod call;
 mod demand;
 mod effect;
