@@ -1,0 +1,23 @@
+//! The seam between the engine and whatever runs processes.
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::{ExecError, Exit, ProcessIo, ProcessSpec};
+
+/// Runs one process at a time in a sandbox of its own; many may run at once.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// Returns a name for messages (`sandbox`, `runc`).
+    fn name(&self) -> &str;
+
+    /// Runs `spec` to its end.
+    ///
+    /// Returns when every process of the sandbox is gone, its output is delivered and its mounts are taken down, so
+    /// that the directories of `spec` may be read at once. When `cancel` fires or the future is dropped, everything in
+    /// the sandbox is killed; with `cancel` the answer comes once it is gone.
+    ///
+    /// # Errors
+    /// See [`ExecError`]; a process that started and failed is an [`Exit`].
+    async fn run(&self, spec: ProcessSpec, io: ProcessIo, cancel: CancellationToken) -> Result<Exit, ExecError>;
+}

@@ -1,0 +1,163 @@
+//! Assembles the file system tree of a sandbox inside its new mount namespace, and makes its root the root.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountAttrFlags, UnmountFlags};
+
+use super::child::Plan;
+use super::files::{self, ROOT};
+use super::{devices, masks, stubs};
+use crate::sys::mount::{self, Opt};
+use crate::wire::{Failure, WireSandboxMount, WireSpec};
+
+pub(super) const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+pub(super) const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+pub(super) const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+pub(super) const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+
+/// Builds the whole tree and moves into it. Afterwards no path leads to the host any more.
+pub(super) fn enter(plan: &Plan<'_>) -> Result<(), Failure> {
+    let host = isolate()?;
+    attach_root(plan, &host)?;
+    system_mounts(plan)?;
+    for (number, wanted) in plan.spec.mounts.iter().enumerate() {
+        attach(plan, number, wanted)?;
+    }
+    if !plan.spec.insecure {
+        masks::hide(plan)?;
+    }
+    if plan.spec.root_readonly {
+        mount::change(&plan.root, false, RDONLY, false).map_err(|error| Failure::mount("root", "/", error))?;
+    }
+    make_root(&plan.root, &host).map_err(|error| Failure::setup("change the root", error))
+}
+
+/// Ends all propagation between this mount namespace and the host's, and returns the host's root.
+pub(super) fn isolate() -> Result<OwnedFd, Failure> {
+    let host = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Failure::setup("open the host's root", errno))?;
+    mount::change(&host, true, MountAttrFlags::empty(), true)
+        .map_err(|error| Failure::setup("end mount propagation", error))?;
+    Ok(host)
+}
+
+/// Attaches the sandbox's tmpfs over the host's root, where no process looks, and the new root inside it.
+fn attach_root(plan: &Plan<'_>, host: &OwnedFd) -> Result<(), Failure> {
+    let attach = || -> io::Result<()> {
+        mount::attach(&plan.files.mount, host)?;
+        let place = rustix::fs::openat(&plan.files.mount, ROOT, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        mount::attach(&plan.root, place)
+    };
+    attach().map_err(|error| Failure::mount("root", "/", error))
+}
+
+fn system_mounts(plan: &Plan<'_>) -> Result<(), Failure> {
+    let spec = plan.spec;
+    let system = NOSUID | NODEV | NOEXEC;
+    let sys = if spec.insecure { system } else { system | RDONLY };
+    mount_new(plan, "/proc", "proc", &[], system)?;
+    devices::mount(plan)?;
+    mount_new(plan, "/sys", "sysfs", &[], sys)?;
+    control_groups(plan, sys)
+}
+
+/// Makes a file system and attaches it.
+pub(super) fn mount_new(
+    plan: &Plan<'_>,
+    dest: &str,
+    kind: &str,
+    options: &[Opt<'_>],
+    attrs: MountAttrFlags,
+) -> Result<OwnedFd, Failure> {
+    let fail = |error| Failure::mount(kind, dest, error);
+    let tree = mount::new_fs(kind, options, attrs).map_err(fail)?;
+    let place = target(&plan.root, dest, true).map_err(fail)?;
+    mount::attach(&tree, place).map_err(fail)?;
+    Ok(tree)
+}
+
+/// Shows the process its control groups: all of them in a namespace of its own on a v2 host; else those that limit it.
+fn control_groups(plan: &Plan<'_>, attrs: MountAttrFlags) -> Result<(), Failure> {
+    const DEST: &str = "/sys/fs/cgroup";
+    // A kernel without control groups has no such directory, and sysfs takes no new ones.
+    if mount::locate(&plan.root, DEST).is_err() {
+        return Ok(());
+    }
+    if plan.spec.cgroup.unified {
+        // SAFETY: a new control group namespace changes nothing about memory or descriptors.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
+            .map_err(|errno| Failure::setup("make a control group namespace", errno))?;
+        return mount_new(plan, DEST, "cgroup2", &[], attrs).map(drop);
+    }
+    let plain = attrs.difference(RDONLY);
+    let top = mount_new(plan, DEST, "tmpfs", &[Opt::Value("mode", "755")], plain)?;
+    for (controller, dir) in &plan.spec.cgroup.v1 {
+        let dest = format!("{DEST}/{controller}");
+        let bind = || -> io::Result<()> {
+            let tree = super::mounts::bind(dir, attrs.contains(RDONLY))?;
+            mount::attach(tree, target(&plan.root, &dest, true)?)
+        };
+        bind().map_err(|error| Failure::mount(dir.display().to_string(), &dest, error))?;
+    }
+    mount::change(top, false, attrs, false).map_err(|error| Failure::mount("tmpfs", DEST, error))
+}
+
+fn attach(plan: &Plan<'_>, number: usize, wanted: &WireSandboxMount) -> Result<(), Failure> {
+    let prepared = &plan.mounts[number];
+    let attach = || -> io::Result<()> {
+        let part;
+        let tree = match (&prepared.mount, &prepared.subpath) {
+            (None, _) => {
+                let name = CString::new(files::file_name(number))?;
+                part = mount::clone_tree(&plan.files.mount, &name, false)?;
+                &part
+            }
+            (Some(whole), None) => whole,
+            (Some(whole), Some(subpath)) => {
+                let place = mount::locate(&plan.files.mount, files::place_name(number).as_str())?;
+                mount::attach(whole, place)?;
+                part = mount::clone_tree(mount::locate(whole, subpath.as_str())?, c"", false)?;
+                &part
+            }
+        };
+        if wanted.readonly {
+            mount::change(tree, true, RDONLY, false)?;
+        }
+        mount::attach(tree, target(&plan.root, &wanted.dest, prepared.is_dir)?)
+    };
+    attach().map_err(|error| Failure::mount(describe(plan.spec, number), &wanted.dest, error))
+}
+
+fn describe(spec: &WireSpec, number: usize) -> String {
+    use crate::wire::{WireMount, WireSource};
+    match &spec.mounts[number].source {
+        WireSource::File { .. } => "file".to_owned(),
+        WireSource::Path(path) | WireSource::Mount(WireMount::Bind { source: path, .. }) => path.display().to_string(),
+        WireSource::Mount(WireMount::Overlay { lowers, .. }) => format!("overlay of {} layers", lowers.len()),
+        WireSource::Mount(WireMount::Tmpfs { .. }) => "tmpfs".to_owned(),
+    }
+}
+
+/// Opens a mount target, made when it is missing (which it then is inside another mount).
+pub(super) fn target(root: &OwnedFd, dest: &str, is_dir: bool) -> io::Result<OwnedFd> {
+    match mount::locate(root, dest) {
+        Err(rustix::io::Errno::NOENT) => {
+            let resolved = stubs::resolve(root, dest)?;
+            stubs::make_all(root, &resolved, is_dir)?;
+            Ok(mount::locate(root, dest)?)
+        }
+        found => Ok(found?),
+    }
+}
+
+/// Makes the sandbox's root the root of the namespace, and lets go of the host's with all below it.
+pub(super) fn make_root(root: &OwnedFd, host: &OwnedFd) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    rustix::process::pivot_root(c".", c".")?;
+    rustix::process::fchdir(host)?;
+    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    Ok(rustix::process::chdir(c"/")?)
+}

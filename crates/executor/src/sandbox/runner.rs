@@ -1,0 +1,194 @@
+//! Runs one step through the helper: network, control group, streams, and the wait for its end.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::SandboxConfig;
+use super::follow::Follower;
+use super::helper::Helper;
+use super::prepare::{self, Place};
+use crate::cgroup::{Groups, StepGroup};
+use crate::io::{pump_input, pump_output, pump_terminal};
+use crate::sys::fds;
+use crate::wire::{self, WireRuntime};
+use crate::{
+    ExecError, Exit, Namespace, Network, Networks, Output, ProcessIo, ProcessSpec, SecurityMode, Stdin, Usage,
+};
+
+/// What both executors share.
+pub(crate) struct Runner {
+    helper: Helper,
+    groups: Arc<Groups>,
+    networks: Networks,
+}
+
+impl Runner {
+    pub(crate) fn new(config: &SandboxConfig) -> Result<Self, ExecError> {
+        Ok(Self {
+            helper: Helper::start(config.helper.clone())?,
+            groups: Groups::new(&config.cgroup_parent),
+            networks: config.networks.clone(),
+        })
+    }
+
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    pub(crate) async fn run(
+        &self,
+        spec: ProcessSpec,
+        io: ProcessIo,
+        cancel: CancellationToken,
+        runtime: Option<WireRuntime>,
+    ) -> Result<Exit, ExecError> {
+        let began = Instant::now();
+        prepare::check(&spec)?;
+        if cancel.is_cancelled() {
+            return Err(ExecError::Canceled);
+        }
+        let hostname = spec.hostname.clone().unwrap_or_default();
+        let Network { namespace, resolv_conf, guard } = self.networks.get(spec.network).acquire(&hostname).await?;
+        let group = if runtime.is_some() { None } else { self.own_group(&spec).await? };
+        let insecure = spec.security == SecurityMode::Insecure;
+        let (cgroup, devices_guarded) = match (&group, &runtime) {
+            (Some(group), _) => group.wire(),
+            (None, None) => self.groups.shared(insecure),
+            // The runtime puts the process into a group of its own and keeps devices out of its reach.
+            (None, Some(_)) => {
+                let unified = self.groups.is_unified();
+                (wire::WireCgroup { unified, ..wire::WireCgroup::default() }, true)
+            }
+        };
+        let tty = spec.tty.is_some();
+        let place = Place { network: &namespace, resolv_conf, cgroup, devices_guarded, runtime };
+        let (spec, contents) = prepare::wire(spec, place)?;
+        let spec = wire::seal(&spec, &contents)?;
+        drop(kiln_stdx::Secret::new(contents));
+        let ended = self.step(spec, &namespace, io, &cancel, tty).await;
+        drop(guard);
+        let (status, usage) = ended?;
+        let wall_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let oom = group.as_ref().is_some_and(StepGroup::oom);
+        let max_rss = group.as_ref().and_then(StepGroup::peak_memory).unwrap_or(usage.max_rss);
+        Ok(Exit::from_wait_status(status, oom, Usage { wall_micros, max_rss, ..usage }))
+    }
+
+    /// Makes a control group where the shared one is not enough.
+    async fn own_group(&self, spec: &ProcessSpec) -> Result<Option<StepGroup>, ExecError> {
+        if spec.resources.is_empty() && spec.cgroup_parent.is_none() {
+            return Ok(None);
+        }
+        let (groups, id, parent) = (Arc::clone(&self.groups), spec.id.clone(), spec.cgroup_parent.clone());
+        let (limits, insecure) = (spec.resources.clone(), spec.security == SecurityMode::Insecure);
+        let made = tokio::task::spawn_blocking(move || groups.step(&id, parent.as_deref(), &limits, insecure)).await;
+        made.map_err(|error| ExecError::setup("make a control group", std::io::Error::other(error)))?.map(Some)
+    }
+
+    async fn step(
+        &self,
+        spec: OwnedFd,
+        namespace: &Namespace,
+        io: ProcessIo,
+        cancel: &CancellationToken,
+        tty: bool,
+    ) -> Result<(i32, Usage), ExecError> {
+        let ProcessIo { stdin, stdout, stderr, control } = io;
+        let (socket, theirs) = fds::pair().map_err(|error| ExecError::setup("make a socket pair", error))?;
+        let input = Pipe::input(!tty && matches!(stdin, Stdin::Reader(_)))?;
+        let output = Pipe::output(!tty && matches!(stdout, Output::Channel(_)))?;
+        let errors = Pipe::output(!tty && matches!(stderr, Output::Channel(_)))?;
+        let mut passed: Vec<BorrowedFd<'_>> =
+            vec![theirs.as_fd(), spec.as_fd(), input.theirs.as_fd(), output.theirs.as_fd(), errors.theirs.as_fd()];
+        if let Namespace::Existing(netns) = namespace {
+            passed.push(netns.as_fd());
+        }
+        self.helper.send(&passed).await?;
+        drop((theirs, spec));
+        let (terminal, master) = oneshot::channel();
+        let mut follower = Follower::new(socket, tty.then_some(terminal))?;
+        let (done, gone) = watch::channel(false);
+        let (input, output, errors) = (input.into_ours(), output.into_ours(), errors.into_ours());
+        let follow = async {
+            let ended = follower.follow(control, cancel).await;
+            // This also closes the terminal's and the socket's last holds, and tells the pumps to finish.
+            drop(follower);
+            let _ = done.send(true);
+            ended
+        };
+        if tty {
+            let ((), ended) = tokio::join!(pump_terminal(master, stdin, stdout, gone), follow);
+            return ended;
+        }
+        let feed = async {
+            let mut gone = gone.clone();
+            tokio::select! {
+                () = feed(stdin, input) => {}
+                _ = gone.wait_for(|gone| *gone) => {}
+            }
+        };
+        let (ended, (), out, err) =
+            tokio::join!(follow, feed, drain(output, stdout, gone.clone()), drain(errors, stderr, gone.clone()));
+        let end = ended?;
+        out.and(err).map_err(|error| ExecError::setup("read the process's output", error))?;
+        Ok(end)
+    }
+}
+
+async fn feed(stdin: Stdin, sink: Option<OwnedFd>) {
+    if let Some(sink) = sink {
+        pump_input(stdin, sink).await;
+    }
+}
+
+async fn drain(source: Option<OwnedFd>, sink: Output, gone: watch::Receiver<bool>) -> std::io::Result<()> {
+    match source {
+        Some(source) => pump_output(source, sink, gone).await,
+        None => Ok(()),
+    }
+}
+
+/// One standard stream: the process's end, and the engine's where somebody is there to use it.
+struct Pipe {
+    ours: Option<OwnedFd>,
+    theirs: OwnedFd,
+}
+
+impl Pipe {
+    fn input(wanted: bool) -> Result<Self, ExecError> {
+        if !wanted {
+            return Self::null();
+        }
+        let (read, write) = Self::pair()?;
+        Ok(Self { ours: Some(write), theirs: read })
+    }
+
+    fn output(wanted: bool) -> Result<Self, ExecError> {
+        if !wanted {
+            return Self::null();
+        }
+        let (read, write) = Self::pair()?;
+        Ok(Self { ours: Some(read), theirs: write })
+    }
+
+    fn pair() -> Result<(OwnedFd, OwnedFd), ExecError> {
+        pipe_with(PipeFlags::CLOEXEC).map_err(|errno| ExecError::setup("make a pipe", errno))
+    }
+
+    fn null() -> Result<Self, ExecError> {
+        let theirs = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| ExecError::setup("open /dev/null", errno))?;
+        Ok(Self { ours: None, theirs })
+    }
+
+    /// Closes the process's end here, so that the stream ends when the process's own copies are closed.
+    fn into_ours(self) -> Option<OwnedFd> {
+        self.ours
+    }
+}
