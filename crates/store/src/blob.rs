@@ -1,0 +1,388 @@
+//! Blobs: bytes named by their digest. Published by rename after verification, checked by size and time when used,
+//! by digest where those differ.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kiln_stdx::{Digest, DigestHasher, fault};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{self, Stamp};
+use crate::epoch;
+use crate::error::{IoContext, Result, StoreError};
+use crate::repair::RepairAction;
+use crate::store::{Inner, Store};
+
+/// How old a persisted time of last use may get before it is written again, in seconds.
+pub(crate) const USE_GRAIN: u64 = 60;
+
+/// What is remembered of a blob's file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct BlobRow {
+    pub size: u64,
+    pub mtime: i64,
+    pub stamp: epoch::Stamp,
+    pub created: u64,
+    pub used: u64,
+}
+
+pub(crate) struct BlobCell {
+    pub digest: Digest,
+    pub row: Mutex<BlobRow>,
+    /// When the file was last found good, in nanoseconds of the clock; 0 is never.
+    checked: AtomicU64,
+}
+
+pub(crate) type BlobTable = Mutex<HashMap<Digest, Arc<BlobCell>>>;
+
+/// A blob that is in the store and was good at its last check. While a value of this type lives, GC leaves it alone.
+#[derive(Clone)]
+pub struct Blob {
+    cell: Arc<BlobCell>,
+    path: PathBuf,
+    size: u64,
+}
+
+impl Blob {
+    /// The digest of its bytes.
+    pub fn digest(&self) -> Digest {
+        self.cell.digest
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Its file, which is never to be written.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens it for reading.
+    ///
+    /// # Errors
+    /// The file went away or cannot be opened.
+    pub fn open(&self) -> Result<File> {
+        File::open(&self.path).at("open", &self.path)
+    }
+
+    /// Opens it for reading bytes that leave the engine: a read to the end fails if the digest is not right.
+    ///
+    /// # Errors
+    /// As [`Blob::open`].
+    pub fn open_verified(&self) -> Result<VerifyingReader> {
+        Ok(VerifyingReader { file: self.open()?, hasher: Some(DigestHasher::new()), expected: self.cell.digest })
+    }
+}
+
+/// Reads a blob and compares its digest at the end.
+pub struct VerifyingReader {
+    file: File,
+    hasher: Option<DigestHasher>,
+    expected: Digest,
+}
+
+impl Read for VerifyingReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buf)?;
+        if n > 0 {
+            if let Some(hasher) = &mut self.hasher {
+                hasher.update(&buf[..n]);
+            }
+        } else if !buf.is_empty()
+            && let Some(hasher) = self.hasher.take()
+            && hasher.finish() != self.expected
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("blob {} is damaged", self.expected)));
+        }
+        Ok(n)
+    }
+}
+
+/// A blob on its way in. Dropping it removes what was written.
+pub struct Ingest {
+    store: Store,
+    tmp: PathBuf,
+    file: Option<File>,
+    hasher: DigestHasher,
+    written: u64,
+    expected: Option<Digest>,
+    size: Option<u64>,
+}
+
+impl Ingest {
+    /// The number of bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Verifies size and digest and publishes the blob.
+    ///
+    /// # Errors
+    /// Size or digest differ from what was announced; the disk is full.
+    pub fn commit(mut self) -> Result<Blob> {
+        let digest = std::mem::take(&mut self.hasher).finish();
+        if let Some(size) = self.size
+            && size != self.written
+        {
+            return Err(StoreError::Size { expected: size, got: self.written });
+        }
+        if let Some(expected) = self.expected
+            && expected != digest
+        {
+            return Err(StoreError::Mismatch { expected, got: digest });
+        }
+        self.file = None;
+        self.store.0.publish_blob(&self.tmp, digest)
+    }
+}
+
+impl Write for Ingest {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let Some(file) = &mut self.file else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        fault::point("store.blob.write")?;
+        let n = file.write(buf)?;
+        self.hasher.update(&buf[..n]);
+        self.written += n as u64;
+        if self.size.is_some_and(|size| self.written > size) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than announced"));
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.tmp);
+    }
+}
+
+impl Store {
+    /// Returns the blob if it is here and good: by size and time, or by digest where these differ or where the last
+    /// session ended badly.
+    pub fn blob(&self, digest: &Digest) -> Option<Blob> {
+        self.0.blob(digest, false)
+    }
+
+    /// Returns the blob if it is here and its bytes have been read and verified now.
+    pub fn verify_blob(&self, digest: &Digest) -> Option<Blob> {
+        self.0.blob(digest, true)
+    }
+
+    /// Begins a blob; give what is known of it.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn ingest(&self, expected: Option<Digest>, size: Option<u64>) -> Result<Ingest> {
+        let tmp = self.0.layout.tmp();
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&tmp).at("create", &tmp)?;
+        let hasher = DigestHasher::new();
+        Ok(Ingest { store: self.clone(), tmp, file: Some(file), hasher, written: 0, expected, size })
+    }
+
+    /// Stores bytes that are in memory.
+    ///
+    /// # Errors
+    /// As [`Ingest::commit`].
+    pub fn put_blob(&self, bytes: &[u8]) -> Result<Blob> {
+        let digest = Digest::of(bytes);
+        if let Some(blob) = self.blob(&digest) {
+            return Ok(blob);
+        }
+        let mut ingest = self.ingest(Some(digest), Some(bytes.len() as u64))?;
+        ingest.write_all(bytes).at("write", &ingest.tmp.clone())?;
+        ingest.commit()
+    }
+
+    /// Reads a whole blob of at most `limit` bytes, verified.
+    ///
+    /// # Errors
+    /// It is missing, too large, or damaged (it is then dropped).
+    pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
+        for _ in 0..2 {
+            let blob = self.blob(digest).ok_or(StoreError::MissingBlob(*digest))?;
+            if blob.size() > limit {
+                return Err(StoreError::Invalid(format!("blob {digest} is larger than {limit} bytes")));
+            }
+            let bytes = fs::read(blob.path()).at("read", blob.path());
+            if let Ok(bytes) = bytes
+                && Digest::of(&bytes) == *digest
+            {
+                return Ok(bytes);
+            }
+            // Verifying finds a good copy or drops the blob, so the second round settles it.
+            self.verify_blob(digest);
+        }
+        Err(StoreError::MissingBlob(*digest))
+    }
+}
+
+impl Inner {
+    pub(crate) fn load_blobs(&self) {
+        let rows = self.meta.table("blob").scan_prefix(b"");
+        let mut blobs = self.blobs.lock();
+        for (key, value) in rows {
+            let (Ok(bytes), Ok(row)) =
+                (<[u8; 32]>::try_from(key.as_slice()), serde_json::from_slice::<BlobRow>(&value))
+            else {
+                continue;
+            };
+            self.epochs.saw(&row.stamp);
+            let digest = Digest::from_bytes(bytes);
+            blobs.insert(digest, Arc::new(BlobCell { digest, row: Mutex::new(row), checked: AtomicU64::new(0) }));
+        }
+    }
+
+    fn handle(&self, cell: Arc<BlobCell>) -> Blob {
+        let path = self.layout.blob(&cell.digest);
+        let size = cell.row.lock().size;
+        self.touch_blob(&cell);
+        Blob { cell, path, size }
+    }
+
+    fn touch_blob(&self, cell: &BlobCell) {
+        let now = self.clock.unix();
+        let mut row = cell.row.lock();
+        let stale = now >= row.used + USE_GRAIN;
+        if stale {
+            row.used = now;
+            self.save_blob(&cell.digest, &row);
+        }
+    }
+
+    fn save_blob(&self, digest: &Digest, row: &BlobRow) {
+        if let Ok(value) = serde_json::to_vec(row) {
+            self.meta.table("blob").put(digest.as_bytes(), &value);
+        }
+    }
+
+    pub(crate) fn blob(&self, digest: &Digest, verify: bool) -> Option<Blob> {
+        let cell = self.blobs.lock().get(digest).cloned();
+        let path = self.layout.blob(digest);
+        if let Some(cell) = &cell
+            && !verify
+        {
+            let suspect = self.epochs.is_suspect(&cell.row.lock().stamp);
+            if !suspect && self.is_fresh(cell.checked.load(Ordering::Relaxed)) {
+                return Some(self.handle(cell.clone()));
+            }
+            let (size, mtime) = {
+                let row = cell.row.lock();
+                (row.size, row.mtime)
+            };
+            if !suspect && Stamp::of(&path) == Some(Stamp { size, mtime }) {
+                cell.checked.store(self.clock.unix_nanos(), Ordering::Relaxed);
+                return Some(self.handle(cell.clone()));
+            }
+        }
+        if Stamp::of(&path).is_some() && matches_digest(&path, digest) {
+            return self.register_blob(*digest, &path).map(|cell| self.handle(cell));
+        }
+        self.rescue_blob(digest, cell.is_some())
+    }
+
+    /// Takes a damaged or missing blob from the image layout if that has a good copy, else forgets it.
+    fn rescue_blob(&self, digest: &Digest, known: bool) -> Option<Blob> {
+        let path = self.layout.blob(digest);
+        let had_file = fs::symlink_metadata(&path).is_ok();
+        if !known && !had_file && !self.layout.images().join("blobs/sha256").join(digest.hex()).exists() {
+            return None;
+        }
+        let damage = if had_file { "content differs" } else { "file is missing" };
+        let _ = disk::remove_tree(&path);
+        let copy = self.layout.images().join("blobs/sha256").join(digest.hex());
+        if Stamp::of(&copy).is_some() && matches_digest(&copy, digest) && self.link_into_blobs(&copy, &path).is_ok() {
+            self.log.add(format!("blob {digest}"), damage, RepairAction::Repaired);
+            return self.register_blob(*digest, &path).map(|cell| self.handle(cell));
+        }
+        self.forget_blob(digest);
+        if known || had_file {
+            self.log.add(format!("blob {digest}"), damage, RepairAction::Dropped);
+        }
+        None
+    }
+
+    pub(crate) fn link_into_blobs(&self, from: &Path, path: &Path) -> Result<()> {
+        if let Some(dir) = path.parent() {
+            disk::ensure_dir(dir)?;
+        }
+        match fs::hard_link(from, path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.at("link", path),
+        }
+    }
+
+    /// Removes a blob from the table and its file from the disk; a link in the image layout stays.
+    pub(crate) fn forget_blob(&self, digest: &Digest) {
+        self.blobs.lock().remove(digest);
+        self.meta.table("blob").delete(digest.as_bytes());
+        let _ = disk::remove_tree(&self.layout.blob(digest));
+    }
+
+    /// Notes a file whose digest has just been verified.
+    fn register_blob(&self, digest: Digest, path: &Path) -> Option<Arc<BlobCell>> {
+        let stamp = Stamp::of(path)?;
+        let now = self.clock.unix();
+        let known = self.blobs.lock().get(&digest).map(|cell| cell.row.lock().created);
+        let created = known.unwrap_or(now);
+        let row = BlobRow { size: stamp.size, mtime: stamp.mtime, stamp: self.epochs.stamp(), created, used: now };
+        self.save_blob(&digest, &row);
+        let checked = self.clock.unix_nanos();
+        let mut blobs = self.blobs.lock();
+        if let Some(cell) = blobs.get(&digest) {
+            *cell.row.lock() = row;
+            cell.checked.store(checked, Ordering::Relaxed);
+            return Some(cell.clone());
+        }
+        let cell = Arc::new(BlobCell { digest, row: Mutex::new(row), checked: AtomicU64::new(checked) });
+        blobs.insert(digest, cell.clone());
+        Some(cell)
+    }
+
+    fn publish_blob(&self, tmp: &Path, digest: Digest) -> Result<Blob> {
+        let path = self.layout.blob(&digest);
+        if let Some(blob) = self.blob(&digest, false) {
+            return Ok(blob);
+        }
+        fault::point("store.blob.rename").at("rename", &path)?;
+        if let Some(dir) = path.parent() {
+            disk::ensure_dir(dir)?;
+        }
+        fs::rename(tmp, &path).at("rename", &path)?;
+        fault::point("store.blob.renamed").at("rename", &path)?;
+        let cell = self
+            .register_blob(digest, &path)
+            .ok_or_else(|| StoreError::damage(format!("blob {digest} vanished while it was published")))?;
+        Ok(self.handle(cell))
+    }
+
+    /// Returns every blob that is in the table, and every file of the blob directory that is not.
+    pub(crate) fn all_blobs(&self) -> Vec<Digest> {
+        let mut found: std::collections::BTreeSet<Digest> = self.blobs.lock().keys().copied().collect();
+        let top = self.layout.root.join("blobs/sha256");
+        for dir in fs::read_dir(top).into_iter().flatten().flatten() {
+            for file in fs::read_dir(dir.path()).into_iter().flatten().flatten() {
+                let name = file.file_name();
+                if let Some(digest) = name.to_str().and_then(|n| format!("sha256:{n}").parse().ok()) {
+                    found.insert(digest);
+                }
+            }
+        }
+        found.into_iter().collect()
+    }
+}
+
+pub(crate) fn matches_digest(path: &Path, digest: &Digest) -> bool {
+    File::open(path).and_then(Digest::of_reader).is_ok_and(|(got, _)| got == *digest)
+}

@@ -1,0 +1,232 @@
+//! The index of clients' files: what a file's bytes were when it last had these inode, size and times, so that an
+//! unchanged context is not read again. One per user and file system; disposable.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kiln_stdx::Digest;
+use parking_lot::Mutex;
+
+use crate::disk;
+use crate::error::Result;
+use crate::store::Store;
+
+const KIND: &str = "kiln.context.v1";
+/// An entry counts only if the file had been left alone this long when its hashing began: a write within the
+/// granularity of a file system's times would not show.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Entries per index; beyond that those not seen in this session go.
+const MOST: usize = 400_000;
+const ENTRY: usize = 8 + 8 + 12 + 12 + 32;
+
+/// What identifies a state of a file within one file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StatKey {
+    /// Inode number.
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time, seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Change time, seconds and nanoseconds.
+    pub ctime: (i64, u32),
+}
+
+/// All indexes that are in memory.
+#[derive(Default)]
+pub(crate) struct ContextIndexes(Mutex<HashMap<(u32, u64), Arc<ContextIndex>>>);
+
+/// The index of one user and file system.
+pub struct ContextIndex {
+    path: PathBuf,
+    tmp: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    entries: HashMap<StatKey, Seen>,
+    dirty: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Seen {
+    digest: Digest,
+    now: bool,
+}
+
+impl Store {
+    /// Returns the index of a user's files on the file system with that device number.
+    pub fn context_index(&self, uid: u32, device: u64) -> Arc<ContextIndex> {
+        let mut indexes = self.0.indexes.0.lock();
+        let open = || {
+            let path = self.0.layout.context().join(format!("{uid}-{device:x}"));
+            Arc::new(ContextIndex::open(path, self.0.layout.root.join("tmp")))
+        };
+        indexes.entry((uid, device)).or_insert_with(open).clone()
+    }
+}
+
+impl ContextIndex {
+    fn open(path: PathBuf, tmp: PathBuf) -> Self {
+        let bytes = disk::read(&path).unwrap_or_default();
+        let payload = disk::unseal(KIND, &bytes).unwrap_or_default();
+        let entries = payload.chunks_exact(ENTRY).filter_map(decode).collect();
+        Self { path, tmp, state: Mutex::new(State { entries, dirty: false }) }
+    }
+
+    /// Returns the digest that a file in this state has.
+    pub fn get(&self, key: &StatKey) -> Option<Digest> {
+        let mut state = self.state.lock();
+        let seen = state.entries.get_mut(key)?;
+        seen.now = true;
+        Some(seen.digest)
+    }
+
+    /// Remembers a digest, if the file had been left alone for two seconds at `started`, when its hashing began. The
+    /// state must be that of an `fstat` after the reading.
+    pub fn put(&self, key: StatKey, digest: Digest, started: SystemTime) {
+        let latest = time(key.mtime).max(time(key.ctime));
+        if latest.checked_add(SETTLED).is_some_and(|settled| settled < started) {
+            let mut state = self.state.lock();
+            state.entries.insert(key, Seen { digest, now: true });
+            state.dirty = true;
+        }
+    }
+
+    /// Returns the number of entries.
+    pub fn len(&self) -> usize {
+        self.state.lock().entries.len()
+    }
+
+    /// Tells whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes the index if it has changed; to be called when a context has been read.
+    ///
+    /// # Errors
+    /// The disk is full; the index stays in memory.
+    pub fn save(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        if !state.dirty {
+            return Ok(());
+        }
+        if state.entries.len() > MOST {
+            state.entries.retain(|_, seen| seen.now);
+        }
+        let mut bytes = Vec::with_capacity(state.entries.len() * ENTRY + 32);
+        for (key, seen) in &state.entries {
+            encode(&mut bytes, key, &seen.digest);
+        }
+        let tmp = self.tmp.join(kiln_stdx::rand_id());
+        disk::replace(&self.path, tmp, &disk::seal(KIND, bytes), "store.context.rename", false)?;
+        state.dirty = false;
+        Ok(())
+    }
+}
+
+/// Tells whether a file system's inode numbers and times can be trusted: it is on this machine and not made up by a
+/// user-space process.
+pub fn is_local_filesystem(fd: impl AsFd) -> bool {
+    const REMOTE: [u64; 12] = [
+        0x6969,      // NFS
+        0x517b,      // SMB
+        0xff53_4d42, // CIFS
+        0xfe53_4d42, // SMB2
+        0x6573_5546, // FUSE
+        0x0102_1997, // 9P
+        0x5346_414f, // AFS
+        0x6b41_4653, // kAFS
+        0x00c3_6400, // Ceph
+        0x0bd0_0bd0, // Lustre
+        0x4750_4653, // GPFS
+        0x786f_4256, // VirtualBox shared folders
+    ];
+    rustix::fs::fstatfs(fd).is_ok_and(|s| !REMOTE.contains(&((s.f_type as u64) & 0xffff_ffff)))
+}
+
+fn time((seconds, nanos): (i64, u32)) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let base = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    base.and_then(|t| t.checked_add(Duration::from_nanos(u64::from(nanos)))).unwrap_or(UNIX_EPOCH)
+}
+
+fn encode(out: &mut Vec<u8>, key: &StatKey, digest: &Digest) {
+    out.extend_from_slice(&key.ino.to_le_bytes());
+    out.extend_from_slice(&key.size.to_le_bytes());
+    for (seconds, nanos) in [key.mtime, key.ctime] {
+        out.extend_from_slice(&seconds.to_le_bytes());
+        out.extend_from_slice(&nanos.to_le_bytes());
+    }
+    out.extend_from_slice(digest.as_bytes());
+}
+
+fn decode(bytes: &[u8]) -> Option<(StatKey, Seen)> {
+    let u64_at = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let time_at = |at: usize| {
+        let nanos = u32::from_le_bytes(bytes.get(at + 8..at + 12)?.try_into().ok()?);
+        Some((u64_at(at)?.cast_signed(), nanos))
+    };
+    let key = StatKey { ino: u64_at(0)?, size: u64_at(8)?, mtime: time_at(16)?, ctime: time_at(28)? };
+    let digest = Digest::from_bytes(bytes.get(40..72)?.try_into().ok()?);
+    Some((key, Seen { digest, now: false }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::StoreConfig;
+
+    fn key(ino: u64, mtime: i64) -> StatKey {
+        StatKey { ino, size: 5, mtime: (mtime, 7), ctime: (mtime, 9) }
+    }
+
+    #[test]
+    fn only_settled_files_are_remembered_and_survive() {
+        let dir = tempfile::tempdir().unwrap();
+        let started = UNIX_EPOCH + Duration::from_secs(1000);
+        {
+            let store = Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();
+            let index = store.context_index(1, 2);
+            index.put(key(1, 900), Digest::of("a"), started);
+            index.put(key(2, 998), Digest::of("b"), started);
+            index.put(key(3, -5), Digest::of("c"), started);
+            assert_eq!(index.len(), 2, "a file changed two seconds ago may change again unseen");
+            index.save().unwrap();
+        }
+        let store = Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();
+        let index = store.context_index(1, 2);
+        assert_eq!(index.get(&key(1, 900)), Some(Digest::of("a")));
+        assert_eq!(index.get(&key(3, -5)), Some(Digest::of("c")));
+        let put_back = StatKey { ctime: (950, 0), ..key(1, 900) };
+        assert_eq!(index.get(&put_back), None, "an edit whose mtime was put back still has a new ctime");
+        assert!(store.context_index(2, 2).is_empty());
+    }
+
+    #[test]
+    fn a_damaged_index_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();
+        {
+            let index = open().context_index(1, 2);
+            index.put(key(1, 900), Digest::of("a"), UNIX_EPOCH + Duration::from_secs(1000));
+            index.save().unwrap();
+        }
+        let path = dir.path().join("s/context/1-2");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[50] ^= 4;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(open().context_index(1, 2).is_empty());
+    }
+
+    #[test]
+    fn the_temporary_directory_is_local() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_local_filesystem(std::fs::File::open(dir.path()).unwrap()));
+    }
+}

@@ -1,0 +1,55 @@
+//! What is on disk: blobs, layers and chains of them, what is cached about them, named images, cache mounts; their
+//! use, their checking, their repair and their removal.
+//!
+//! Crash-only: there is no clean shutdown that matters, and no damage that fails a build. What was deleted, cut, flipped
+//! or never reached the disk is a miss and a line in the [`RepairLog`]; what can be made again from what is left, is.
+//!
+//! Invariants:
+//! - A file of the store is never written again once it has its name: change is a new file and a rename.
+//! - Everything that is believed was checked: by stat, within the recheck interval of its use; by digest where stat
+//!   differs, and where the last session ended before its epoch was closed.
+//! - What a value of [`ImmutableRef`], [`Layer`], [`Blob`] or [`CacheMount`] names is not removed while the value lives,
+//!   except for damage; then using it fails with an error of the class damage.
+
+mod blob;
+mod check;
+mod contenthash;
+mod context_index;
+mod disk;
+mod epoch;
+mod error;
+mod filter;
+mod images;
+mod layer;
+mod layout;
+mod local;
+mod lru;
+mod meta;
+mod mounts;
+mod prune;
+mod record;
+mod refs;
+mod repair;
+mod store;
+mod unpack;
+mod usage;
+mod verify;
+
+pub use blob::{Blob, Ingest, VerifyingReader};
+pub use contenthash::{ContentSelector, FileSum};
+pub use context_index::{ContextIndex, StatKey, is_local_filesystem};
+pub use error::{Result, StoreError};
+pub use filter::Filters;
+pub use images::Image;
+pub use layer::{Layer, LayerDraft};
+pub use layout::{LayerId, RefId};
+pub use meta::{Meta, Table};
+pub use mounts::{CacheMount, MountOwner, Sharing};
+pub use prune::{PrunePolicy, Pruned};
+pub use record::{LayerInfo, LazyLayer, RecordType};
+pub use refs::ImmutableRef;
+pub use repair::{RepairAction, RepairEvent, RepairLog};
+pub use store::{FORMAT, Store, StoreConfig};
+pub use unpack::{BlobOptions, LayerBlob};
+pub use usage::{Lease, UsageRecord};
+pub use verify::{Problem, VerifyReport};

@@ -1,0 +1,353 @@
+//! Cache mounts: directories that outlive the steps that write them, found by a key.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_stdx::rand_id;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::disk;
+use crate::error::{IoContext, Result};
+use crate::repair::RepairAction;
+use crate::store::{Inner, Store};
+
+const KIND: &str = "kiln.mount.v1";
+
+/// How steps may use a cache mount at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Together.
+    Shared,
+    /// Each alone: a second one gets a directory of its own.
+    Private,
+    /// Each alone: a second one waits.
+    Locked,
+}
+
+/// How the top of a new cache mount looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountOwner {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl Default for MountOwner {
+    fn default() -> Self {
+        Self { uid: 0, gid: 0, mode: 0o755 }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MountRecord {
+    pub id: String,
+    pub key: String,
+    pub description: String,
+    pub created: u64,
+    pub used: u64,
+    pub uses: u64,
+    /// Bytes on disk when last measured; nothing if it was used since.
+    pub size: Option<u64>,
+    /// Whether its first content is complete.
+    pub ready: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct MountTable {
+    pub mounts: Mutex<HashMap<String, MountState>>,
+    changed: Arc<Notify>,
+}
+
+pub(crate) struct MountState {
+    pub record: MountRecord,
+    shared: usize,
+    exclusive: bool,
+    /// Not to be found any more; deleted when its last user is done.
+    retired: bool,
+}
+
+impl MountState {
+    fn new(record: MountRecord) -> Self {
+        Self { record, shared: 0, exclusive: false, retired: false }
+    }
+
+    pub fn in_use(&self) -> bool {
+        self.exclusive || self.shared > 0
+    }
+}
+
+/// A cache mount in use. Dropping it lets the next user in.
+pub struct CacheMount {
+    store: Store,
+    id: String,
+    sharing: Sharing,
+    fresh: bool,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for CacheMount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CacheMount").field("id", &self.id).field("sharing", &self.sharing).finish_non_exhaustive()
+    }
+}
+
+impl CacheMount {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names the directory in usage records.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Tells whether it is new and waits for its first content; then fill it and call [`CacheMount::mark_ready`], else it is
+    /// deleted when dropped.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// The first content is complete.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub fn mark_ready(&mut self) -> Result<()> {
+        self.fresh = false;
+        self.store.0.update_mount(&self.id, |record| record.ready = true)
+    }
+}
+
+impl Drop for CacheMount {
+    fn drop(&mut self) {
+        self.store.0.release_mount(&self.id, self.sharing, self.fresh);
+    }
+}
+
+impl Store {
+    /// Takes the cache mount of `key`, or returns `None` if it must be waited for: then await
+    /// [`Store::cache_mounts_changed`], taken before this call, and try again.
+    ///
+    /// # Errors
+    /// A new directory cannot be created.
+    pub fn try_cache_mount(
+        &self,
+        key: &str,
+        sharing: Sharing,
+        owner: MountOwner,
+        description: &str,
+    ) -> Result<Option<CacheMount>> {
+        let inner = &self.0;
+        let mut mounts = inner.mounts.mounts.lock();
+        let mut candidates: Vec<&mut MountState> =
+            mounts.values_mut().filter(|m| m.record.key == key && !m.retired).collect();
+        candidates.sort_by(|a, b| (b.record.used, &b.record.id).cmp(&(a.record.used, &a.record.id)));
+        let mut waiting = false;
+        for state in candidates {
+            let path = inner.mount_dir(&state.record.id);
+            let free = match sharing {
+                // A fresh one is being filled by its first user; nobody may see it half full.
+                Sharing::Shared => !state.exclusive && (state.record.ready || state.shared == 0),
+                Sharing::Private | Sharing::Locked => !state.in_use(),
+            };
+            if !free {
+                // Others of the first content are worth waiting for, and so is the one user of a locked mount.
+                waiting |= sharing == Sharing::Locked || (sharing == Sharing::Shared && !state.record.ready);
+                continue;
+            }
+            if !fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) || !state.record.ready {
+                state.retired = true;
+                if state.record.ready {
+                    inner.log.add(format!("cache mount {}", state.record.id), "missing", RepairAction::Dropped);
+                }
+                continue;
+            }
+            inner.take_mount(state, sharing);
+            return Ok(Some(CacheMount {
+                store: self.clone(),
+                id: state.record.id.clone(),
+                sharing,
+                fresh: false,
+                path,
+            }));
+        }
+        if waiting {
+            return Ok(None);
+        }
+        let record = inner.create_mount(key, owner, description)?;
+        let (id, path) = (record.id.clone(), inner.mount_dir(&record.id));
+        let mut state = MountState::new(record);
+        inner.take_mount(&mut state, sharing);
+        mounts.insert(id.clone(), state);
+        drop(mounts);
+        inner.sweep_mounts();
+        Ok(Some(CacheMount { store: self.clone(), id, sharing, fresh: true, path }))
+    }
+
+    /// Signals whenever a cache mount was let go.
+    pub fn cache_mounts_changed(&self) -> Arc<Notify> {
+        self.0.mounts.changed.clone()
+    }
+
+    /// Makes the next user of `key` begin with an empty directory; present users keep what they have.
+    pub fn reset_cache_mount(&self, key: &str) {
+        for state in self.0.mounts.mounts.lock().values_mut().filter(|m| m.record.key == key) {
+            state.retired = true;
+        }
+        self.0.sweep_mounts();
+    }
+}
+
+impl Inner {
+    pub(crate) fn load_mounts(&self) {
+        let mut mounts = self.mounts.mounts.lock();
+        for entry in fs::read_dir(self.layout.mounts()).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let record = disk::read(&entry.path().join("info"))
+                .and_then(|bytes| serde_json::from_slice::<MountRecord>(disk::unseal(KIND, &bytes)?).ok())
+                .filter(|record| record.id == name);
+            match record {
+                // One that was never filled is as good as none.
+                Some(record) if record.ready => drop(mounts.insert(name, MountState::new(record))),
+                Some(_) => self.discard(&entry.path()),
+                None => {
+                    self.log.add(
+                        format!("cache mount {name}"),
+                        "its record is missing or damaged",
+                        RepairAction::Dropped,
+                    );
+                    self.discard(&entry.path());
+                }
+            }
+        }
+    }
+
+    fn mount_dir(&self, id: &str) -> PathBuf {
+        self.layout.mounts().join(id).join("fs")
+    }
+
+    fn create_mount(&self, key: &str, owner: MountOwner, description: &str) -> Result<MountRecord> {
+        let now = self.clock.unix();
+        let record = MountRecord {
+            id: rand_id(),
+            key: key.to_owned(),
+            description: description.to_owned(),
+            created: now,
+            used: now,
+            uses: 0,
+            size: None,
+            ready: false,
+        };
+        let dir = self.layout.tmp();
+        let fill = || {
+            let top = dir.join("fs");
+            fs::create_dir(&dir).at("create", &dir)?;
+            fs::create_dir(&top).at("create", &top)?;
+            if (owner.uid, owner.gid) != (0, 0) {
+                std::os::unix::fs::chown(&top, Some(owner.uid), Some(owner.gid)).at("change owner of", &top)?;
+            }
+            fs::set_permissions(&top, fs::Permissions::from_mode(owner.mode)).at("change mode of", &top)?;
+            disk::write_new(&dir.join("info"), &seal(&record))?;
+            let target = self.layout.mounts().join(&record.id);
+            kiln_stdx::fault::point("store.mount.rename").at("rename", &target)?;
+            fs::rename(&dir, &target).at("rename", &target)
+        };
+        if let Err(e) = fill() {
+            let _ = disk::remove_tree(&dir);
+            return Err(e);
+        }
+        Ok(record)
+    }
+
+    fn take_mount(&self, state: &mut MountState, sharing: Sharing) {
+        match sharing {
+            Sharing::Shared => state.shared += 1,
+            Sharing::Private | Sharing::Locked => state.exclusive = true,
+        }
+        state.record.used = self.clock.unix();
+        state.record.uses += 1;
+        state.record.size = None;
+    }
+
+    fn update_mount(&self, id: &str, change: impl FnOnce(&mut MountRecord)) -> Result<()> {
+        let mut mounts = self.mounts.mounts.lock();
+        let Some(state) = mounts.get_mut(id) else { return Ok(()) };
+        change(&mut state.record);
+        let path = self.layout.mounts().join(id).join("info");
+        disk::replace(&path, self.layout.tmp(), &seal(&state.record), "store.mount.info", false)
+    }
+
+    fn release_mount(&self, id: &str, sharing: Sharing, unfilled: bool) {
+        if let Some(state) = self.mounts.mounts.lock().get_mut(id) {
+            match sharing {
+                Sharing::Shared => state.shared = state.shared.saturating_sub(1),
+                Sharing::Private | Sharing::Locked => state.exclusive = false,
+            }
+            state.retired |= unfilled;
+        }
+        if !unfilled {
+            // Only times and counts changed: that they may be lost is no reason to fail.
+            let _ = self.update_mount(id, |_| {});
+        }
+        self.sweep_mounts();
+        self.mounts.changed.notify_waiters();
+    }
+
+    /// Deletes retired mounts that nobody uses.
+    pub(crate) fn sweep_mounts(&self) {
+        let mut doomed = Vec::new();
+        self.mounts.mounts.lock().retain(|id, state| {
+            let dead = state.retired && !state.in_use();
+            if dead {
+                doomed.push(id.clone());
+            }
+            !dead
+        });
+        for id in doomed {
+            self.discard(&self.layout.mounts().join(id));
+        }
+    }
+
+    /// Removes a mount if nobody uses it.
+    pub(crate) fn prune_mount(&self, id: &str) -> bool {
+        match self.mounts.mounts.lock().get_mut(id) {
+            Some(state) if !state.in_use() => state.retired = true,
+            _ => return false,
+        }
+        self.sweep_mounts();
+        true
+    }
+
+    /// Returns the records, sizes measured where they are not known.
+    pub(crate) fn mount_records(&self) -> Vec<(MountRecord, bool)> {
+        let mut records: Vec<(MountRecord, bool)> = {
+            let mounts = self.mounts.mounts.lock();
+            mounts.values().filter(|m| !m.retired).map(|m| (m.record.clone(), m.in_use())).collect()
+        };
+        for (record, in_use) in &mut records {
+            if record.size.is_none() {
+                let size = disk::tree_size(&self.mount_dir(&record.id));
+                record.size = Some(size);
+                if !*in_use && let Some(state) = self.mounts.mounts.lock().get_mut(&record.id) {
+                    state.record.size = Some(size);
+                }
+            }
+        }
+        records
+    }
+}
+
+fn seal(record: &MountRecord) -> Vec<u8> {
+    disk::seal(KIND, serde_json::to_vec(record).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

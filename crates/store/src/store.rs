@@ -1,0 +1,298 @@
+//! The store itself: opening, the tables in memory, and what the other modules share.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_oci::ChainId;
+use kiln_snapshot::{LayerManifest, Tree};
+use kiln_stdx::{Clock, SystemClock};
+use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
+
+use crate::blob::BlobTable;
+use crate::contenthash::{ContentCache, SumCache};
+use crate::context_index::ContextIndexes;
+use crate::disk;
+use crate::epoch::Epochs;
+use crate::error::{IoContext, Result, StoreError};
+use crate::images::ImageTable;
+use crate::layer::LayerCell;
+use crate::layout::{LayerId, Layout, RefId};
+use crate::lru::Lru;
+use crate::meta::Meta;
+use crate::mounts::MountTable;
+use crate::repair::{RepairAction, RepairLog};
+
+/// The on-disk format that this version writes, and the newest that it reads.
+///
+/// The rule: a version reads every older format and brings it up to date at open; a newer one is refused with an error
+/// that names both numbers. A missing or damaged `version` file counts as the current format, because everything else
+/// carries its own checksums and formats.
+pub const FORMAT: u32 = 1;
+
+/// Entries of manifests kept in memory; at about 250 bytes each this is 100 MB.
+const MANIFEST_ENTRIES: usize = 400_000;
+/// Entries of merged trees kept in memory.
+const TREE_ENTRIES: usize = 800_000;
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct StoreConfig {
+    /// The state root; created with mode 0700.
+    pub root: PathBuf,
+    /// How long a blob or layer that was found good is believed to be; zero checks at every use.
+    pub recheck: Duration,
+    /// Where times come from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl StoreConfig {
+    /// A configuration with the defaults: recheck after a minute, the system's clock.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), recheck: Duration::from_secs(60), clock: Arc::new(SystemClock) }
+    }
+}
+
+/// An open store; clones share it. All calls block on the disk only: callers in async code use blocking threads.
+#[derive(Clone)]
+pub struct Store(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub layout: Layout,
+    pub recheck: Duration,
+    pub clock: Arc<dyn Clock>,
+    pub log: RepairLog,
+    pub meta: Meta,
+    pub epochs: Epochs,
+    pub layers: Mutex<LayerTable>,
+    pub blobs: BlobTable,
+    pub manifests: Mutex<Lru<LayerId, Arc<LayerManifest>>>,
+    pub trees: Mutex<Lru<RefId, Arc<Tree>>>,
+    pub content: ContentCache,
+    pub sums: SumCache,
+    pub images: ImageTable,
+    pub mounts: MountTable,
+    pub indexes: ContextIndexes,
+    /// Held as long as the store is open. The last field: everything else is closed before another may come in.
+    _lock: [fs::File; 2],
+}
+
+/// The layers in memory.
+#[derive(Default)]
+pub(crate) struct LayerTable {
+    pub by_id: HashMap<LayerId, Arc<LayerCell>>,
+    pub by_chain: HashMap<ChainId, LayerId>,
+}
+
+impl Store {
+    /// Opens the store, creating or repairing what is missing.
+    ///
+    /// # Errors
+    /// Another process has it open; its format is newer; the root cannot be created or written.
+    pub fn open(config: StoreConfig) -> Result<Store> {
+        let layout = Layout { root: config.root.clone() };
+        create_root(&layout.root)?;
+        let lock = take_lock(&layout)?;
+        let log = RepairLog::new(config.clock.clone());
+        check_version(&layout, &log)?;
+        for dir in Layout::DIRS {
+            disk::ensure_dir(&layout.root.join(dir))?;
+        }
+        sweep(&layout);
+        let meta = Meta::open(layout.meta(), layout.damaged(), log.clone());
+        let inner = Arc::new(Inner {
+            epochs: Epochs::open(&layout),
+            recheck: config.recheck,
+            clock: config.clock,
+            log,
+            meta,
+            layers: Mutex::default(),
+            blobs: Mutex::default(),
+            manifests: Mutex::new(Lru::new(MANIFEST_ENTRIES)),
+            trees: Mutex::new(Lru::new(TREE_ENTRIES)),
+            content: ContentCache::default(),
+            sums: SumCache::default(),
+            images: ImageTable::default(),
+            mounts: MountTable::default(),
+            indexes: ContextIndexes::default(),
+            layout,
+            _lock: lock,
+        });
+        inner.load_layers();
+        inner.load_blobs();
+        inner.load_mounts();
+        let weak = Arc::downgrade(&inner);
+        inner.meta.on_replaced(move || weak.upgrade().map(|inner| inner.rows()).unwrap_or_default());
+        Ok(Store(inner))
+    }
+
+    /// The log of damage found and repaired.
+    pub fn repairs(&self) -> &RepairLog {
+        &self.0.log
+    }
+
+    /// Tables for the engine's own disposable metadata.
+    pub fn meta(&self) -> &Meta {
+        &self.0.meta
+    }
+
+    /// The state root.
+    pub fn root(&self) -> &Path {
+        &self.0.layout.root
+    }
+
+    /// Where the store takes the time from.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.clock
+    }
+
+    /// Makes durable all that was published so far, by one sync of the file system; free if nothing was.
+    /// To be called when a build has ended and before the engine exits.
+    ///
+    /// # Errors
+    /// The sync failed; the next call tries again.
+    pub fn close_epoch(&self) -> Result<()> {
+        self.0.epochs.close(&self.0.layout, &self.0.meta)
+    }
+
+    /// A fresh path on the store's file system, swept away at the next open if it is still there then.
+    pub fn temp_path(&self) -> PathBuf {
+        self.0.layout.tmp()
+    }
+}
+
+impl Inner {
+    /// Tells whether a check at `checked` (nanoseconds of the clock) is recent enough.
+    pub fn is_fresh(&self, checked: u64) -> bool {
+        let age = Duration::from_nanos(self.clock.unix_nanos().saturating_sub(checked));
+        checked != 0 && age < self.recheck
+    }
+
+    /// All rows that the store itself keeps in the metadata.
+    fn rows(&self) -> Vec<crate::meta::Change> {
+        let mut rows = Vec::new();
+        let layers = self.meta.table("layer");
+        rows.extend(
+            self.layers
+                .lock()
+                .by_id
+                .values()
+                .map(|cell| layers.change(&cell.id.0.to_be_bytes(), &cell.record().encode())),
+        );
+        let blobs = self.meta.table("blob");
+        rows.extend(self.blobs.lock().values().filter_map(|cell| {
+            let row = serde_json::to_vec(&*cell.row.lock()).ok()?;
+            Some(blobs.change(cell.digest.as_bytes(), &row))
+        }));
+        rows
+    }
+
+    /// Moves a directory out of the way at once and deletes it.
+    pub fn discard(&self, path: &Path) {
+        let aside = self.layout.tmp();
+        let victim = if fs::rename(path, &aside).is_ok() { aside } else { path.to_owned() };
+        if let Err(e) = disk::remove_tree(&victim) {
+            tracing::warn!(path = %victim.display(), error = %e, "cannot remove");
+        }
+    }
+}
+
+fn create_root(root: &Path) -> Result<()> {
+    if !root.is_dir() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).at("create", root)?;
+    }
+    Ok(())
+}
+
+/// Locks the root directory, which cannot be deleted under a running engine as a lock file can; the file `lock` names
+/// the holder, and is locked too for whoever looks there.
+fn take_lock(layout: &Layout) -> Result<[fs::File; 2]> {
+    let path = layout.lock();
+    let dir = fs::File::open(&layout.root).at("open", &layout.root)?;
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            let _ = fs::File::open(&path).and_then(|file| file.take(32).read_to_string(&mut holder));
+            let holder = holder.trim();
+            let plain = !holder.is_empty() && holder.bytes().all(|b| b.is_ascii_digit());
+            let holder = if plain { holder.to_owned() } else { "unknown".to_owned() };
+            return Err(StoreError::Locked { root: layout.root.clone(), holder });
+        }
+        Err(e) => return Err(e).at("lock", &layout.root),
+    }
+    if fs::symlink_metadata(&path).is_ok_and(|m| !m.is_file()) {
+        disk::remove_tree(&path).at("remove", &path)?;
+    }
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let mut file = options.open(&path).at("open", &path)?;
+    let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    // Only for the message above; that it cannot be written (disk full) is no reason not to run.
+    let _ = file.set_len(0);
+    let _ = file.rewind();
+    let _ = writeln!(file, "{}", std::process::id());
+    Ok([dir, file])
+}
+
+fn check_version(layout: &Layout, log: &RepairLog) -> Result<()> {
+    let path = layout.version();
+    let found = disk::read(&path);
+    let existed = fs::symlink_metadata(&path).is_ok();
+    let number = found.as_deref().and_then(parse_version);
+    match number {
+        Some(n) if n == FORMAT => return Ok(()),
+        Some(n) if n > FORMAT => {
+            return Err(StoreError::Version { root: layout.root.clone(), found: n, supported: FORMAT });
+        }
+        _ => {}
+    }
+    if existed || layout.layers().exists() {
+        log.add("version", if existed { "unreadable" } else { "missing" }, RepairAction::Repaired);
+    }
+    disk::ensure_dir(&layout.root.join("tmp"))?;
+    let text = format!("kiln store {FORMAT} {}\n", version_check(FORMAT));
+    disk::replace(&path, layout.tmp(), text.as_bytes(), "store.version.rename", false)
+}
+
+/// The check word keeps a flipped digit from looking like a newer format.
+fn version_check(number: u32) -> String {
+    kiln_stdx::Digest::of(format!("kiln store {number}")).hex()[..8].to_owned()
+}
+
+fn parse_version(bytes: &[u8]) -> Option<u32> {
+    let rest = std::str::from_utf8(bytes).ok()?.strip_prefix("kiln store ")?;
+    let (number, check) = rest.strip_suffix('\n')?.split_once(' ')?;
+    let number = number.parse().ok()?;
+    (check == version_check(number)).then_some(number)
+}
+
+/// Clears what earlier sessions left half done. The renames are quick; the deleting goes on in the background.
+fn sweep(layout: &Layout) {
+    let mut victims = Vec::new();
+    for entry in fs::read_dir(layout.root.join("tmp")).into_iter().flatten().flatten() {
+        victims.push(entry.path());
+    }
+    for entry in fs::read_dir(layout.drafts()).into_iter().flatten().flatten() {
+        let aside = layout.tmp();
+        if fs::rename(entry.path(), &aside).is_ok() {
+            victims.push(aside);
+        }
+    }
+    if victims.is_empty() {
+        return;
+    }
+    let sweep = move || {
+        for victim in victims {
+            let _ = disk::remove_tree(&victim);
+        }
+    };
+    if let Err(e) = std::thread::Builder::new().name("kiln-sweep".into()).spawn(sweep) {
+        tracing::warn!(error = %e, "cannot clear temporary files");
+    }
+}

@@ -1,0 +1,221 @@
+//! What the store holds, in the words of BuildKit's disk usage.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kiln_stdx::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::layer::LayerCell;
+use crate::layout::LayerId;
+use crate::record::{LayerRecord, RecordType};
+use crate::store::{Inner, Store};
+
+/// One thing that takes space: a layer with its blobs, a cache mount, or a blob that belongs to no layer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct UsageRecord {
+    /// Layer id, cache mount id, or digest of a blob.
+    pub id: String,
+    /// Ids of the records that this one needs.
+    pub parents: Vec<String>,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// Seconds since 1970.
+    pub last_used_at: u64,
+    /// How often it was used.
+    pub usage_count: u64,
+    /// For people.
+    pub description: String,
+    /// What it is for.
+    pub record_type: RecordType,
+    /// Bytes: files of the layer and blobs made of it.
+    pub size: u64,
+    /// A build or a lease holds it, or a layer that needs it.
+    pub in_use: bool,
+    /// Its content may change (cache mounts).
+    pub mutable: bool,
+    /// Its bytes also belong to a named image, so that removing it frees less.
+    pub shared: bool,
+}
+
+/// What a lease holds on to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Layers; those below them are held, too.
+    pub layers: Vec<LayerId>,
+    /// Blobs.
+    pub blobs: Vec<Digest>,
+}
+
+/// What is held, while usage is computed or things are pruned.
+pub(crate) struct Held {
+    /// Blobs of named images.
+    pub pins: BTreeSet<Digest>,
+    layers: HashSet<LayerId>,
+    pub blobs: HashSet<Digest>,
+}
+
+impl Store {
+    /// Lists everything that takes space, apart from named images (see [`Store::images`]) and metadata.
+    ///
+    /// # Errors
+    /// The image store cannot be read.
+    pub fn usage(&self) -> Result<Vec<UsageRecord>> {
+        let held = self.0.held()?;
+        let mut records = self.0.layer_usage(&held);
+        records.extend(self.0.mount_usage());
+        records.extend(self.0.loose_blobs(&held));
+        records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(records)
+    }
+
+    /// Returns the bytes that count against the disk budget: all records and the metadata.
+    ///
+    /// # Errors
+    /// As [`Store::usage`].
+    pub fn used_bytes(&self) -> Result<u64> {
+        Ok(self.usage()?.iter().map(|r| r.size).sum::<u64>() + self.0.meta.size())
+    }
+
+    /// Returns free and total bytes of the store's file system.
+    pub fn disk_space(&self) -> (u64, u64) {
+        crate::disk::space(&self.0.layout.root)
+    }
+
+    /// Holds layers and blobs under a name until [`Store::delete_lease`], also over restarts. Lost only with the
+    /// metadata.
+    pub fn put_lease(&self, name: &str, lease: &Lease) {
+        if let Ok(value) = serde_json::to_vec(lease) {
+            self.0.meta.table("lease").put(name.as_bytes(), &value);
+        }
+    }
+
+    /// Lets go of what a lease holds.
+    pub fn delete_lease(&self, name: &str) {
+        self.0.meta.table("lease").delete(name.as_bytes());
+    }
+
+    /// Returns all leases by name.
+    pub fn leases(&self) -> Vec<(String, Lease)> {
+        let rows = self.0.meta.table("lease").scan_prefix(b"");
+        rows.into_iter()
+            .filter_map(|(name, value)| Some((String::from_utf8(name).ok()?, serde_json::from_slice(&value).ok()?)))
+            .collect()
+    }
+}
+
+impl Inner {
+    pub(crate) fn held(&self) -> Result<Held> {
+        let mut held = Held { pins: self.pinned_blobs()?, layers: HashSet::new(), blobs: HashSet::new() };
+        for (_, value) in self.meta.table("lease").scan_prefix(b"") {
+            let Ok(lease) = serde_json::from_slice::<Lease>(&value) else { continue };
+            held.layers.extend(lease.layers);
+            held.blobs.extend(lease.blobs);
+        }
+        let layers = self.layers.lock();
+        let chains: Vec<LayerId> = held
+            .layers
+            .iter()
+            .filter_map(|id| layers.by_id.get(id))
+            .flat_map(|cell| cell.record().chain.clone())
+            .collect();
+        drop(layers);
+        held.layers.extend(chains);
+        Ok(held)
+    }
+
+    pub(crate) fn layer_usage(&self, held: &Held) -> Vec<UsageRecord> {
+        let blobs = self.blob_sizes();
+        // The blob of two layers counts for the first.
+        let mut counted = HashSet::new();
+        let layers = self.layers.lock();
+        let mut cells: Vec<&Arc<LayerCell>> = layers.by_id.values().collect();
+        cells.sort_by_key(|cell| cell.id);
+        cells
+            .into_iter()
+            .map(|cell| {
+                let record = cell.record();
+                let mine = record.variants.iter().map(|v| v.descriptor.digest);
+                let mine: Vec<Digest> = mine.filter(|d| blobs.contains_key(d)).collect();
+                let shared = mine.iter().any(|d| held.pins.contains(d));
+                let blob_bytes: u64 = mine
+                    .iter()
+                    .filter(|d| !held.pins.contains(d) && counted.insert(**d))
+                    .filter_map(|d| blobs.get(d))
+                    .sum();
+                let in_use = Arc::strong_count(cell) > 1 || held.layers.contains(&cell.id);
+                layer_record(cell, &record, blob_bytes, in_use, shared)
+            })
+            .collect()
+    }
+
+    pub(crate) fn mount_usage(&self) -> Vec<UsageRecord> {
+        let record = |(record, in_use): (crate::mounts::MountRecord, bool)| UsageRecord {
+            id: record.id,
+            parents: Vec::new(),
+            created_at: record.created,
+            last_used_at: record.used,
+            usage_count: record.uses,
+            description: record.description,
+            record_type: RecordType::ExecCacheMount,
+            size: record.size.unwrap_or(0),
+            in_use,
+            mutable: true,
+            shared: false,
+        };
+        self.mount_records().into_iter().map(record).collect()
+    }
+
+    /// Blobs in the table that no layer and no image has.
+    pub(crate) fn loose_blobs(&self, held: &Held) -> Vec<UsageRecord> {
+        let owned: HashSet<Digest> = {
+            let layers = self.layers.lock();
+            layers
+                .by_id
+                .values()
+                .flat_map(|c| c.record().variants.iter().map(|v| v.descriptor.digest).collect::<Vec<_>>())
+                .collect()
+        };
+        let blobs = self.blobs.lock();
+        let loose = blobs.values().filter(|c| !owned.contains(&c.digest) && !held.pins.contains(&c.digest));
+        loose
+            .map(|cell| {
+                let row = cell.row.lock();
+                UsageRecord {
+                    id: cell.digest.to_string(),
+                    created_at: row.created,
+                    last_used_at: row.used,
+                    usage_count: 1,
+                    description: "blob".into(),
+                    record_type: RecordType::Regular,
+                    size: row.size,
+                    in_use: Arc::strong_count(cell) > 1 || held.blobs.contains(&cell.digest),
+                    ..UsageRecord::default()
+                }
+            })
+            .collect()
+    }
+
+    fn blob_sizes(&self) -> HashMap<Digest, u64> {
+        self.blobs.lock().values().map(|cell| (cell.digest, cell.row.lock().size)).collect()
+    }
+}
+
+fn layer_record(cell: &LayerCell, record: &LayerRecord, blob_bytes: u64, in_use: bool, shared: bool) -> UsageRecord {
+    let files = record.unpacked.as_ref().map_or(0, |u| u.size.saturating_add(u.manifest_size));
+    UsageRecord {
+        id: record.id.to_string(),
+        parents: record.chain.last().map(ToString::to_string).into_iter().collect(),
+        created_at: record.created,
+        last_used_at: cell.used.load(Ordering::Relaxed),
+        usage_count: cell.uses.load(Ordering::Relaxed),
+        description: record.description.clone(),
+        record_type: record.record_type,
+        size: files.saturating_add(blob_bytes),
+        in_use,
+        mutable: false,
+        shared,
+    }
+}

@@ -1,0 +1,125 @@
+//! Reading and verifying everything, for `kiln cache verify`.
+
+use kiln_snapshot::layer as snapshot;
+
+use crate::blob::matches_digest;
+use crate::check::Depth;
+use crate::error::{Result, StoreError};
+use crate::layer::Layer;
+use crate::layout::LayerDir;
+use crate::repair::RepairAction;
+use crate::store::Store;
+
+/// Something that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What: `layer <id>`, `blob <digest>`, `meta.db`, `images`.
+    pub subject: String,
+    /// In which way.
+    pub what: String,
+    /// What was done; nothing without `repair`.
+    pub action: Option<RepairAction>,
+}
+
+/// What was verified and found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Number of blobs read.
+    pub blobs: u64,
+    /// Number of unpacked layers read.
+    pub layers: u64,
+    /// Rows of metadata read.
+    pub rows: u64,
+    /// Bytes of blobs and layers read.
+    pub bytes: u64,
+    /// What was wrong.
+    pub problems: Vec<Problem>,
+}
+
+impl Store {
+    /// Reads every blob, every layer, every manifest and every row of metadata. With `repair` what is damaged is made good
+    /// again or dropped; without it nothing changes.
+    ///
+    /// # Errors
+    /// The store cannot be read or written at all; damage is no error.
+    pub fn verify(&self, repair: bool) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let before = self.repairs().total();
+        self.verify_blobs(repair, &mut report);
+        self.verify_layers(repair, &mut report)?;
+        let (rows, bad) = self.0.meta.verify(repair);
+        report.rows = rows;
+        if repair {
+            for lost in self.0.repair_images(true)? {
+                self.0.log.add("images", format!("{lost} is lost"), RepairAction::Dropped);
+            }
+            report.problems.extend(self.repairs().since(before).into_iter().map(|event| Problem {
+                subject: event.subject,
+                what: event.damage,
+                action: Some(event.action),
+            }));
+        } else if bad > 0 {
+            report.problems.push(Problem {
+                subject: "meta.db".into(),
+                what: format!("{bad} rows fail their checksum"),
+                action: None,
+            });
+        }
+        Ok(report)
+    }
+
+    fn verify_blobs(&self, repair: bool, report: &mut VerifyReport) {
+        for digest in self.0.all_blobs() {
+            report.blobs += 1;
+            let path = self.0.layout.blob(&digest);
+            report.bytes += crate::disk::Stamp::of(&path).map_or(0, |s| s.size);
+            if repair {
+                // Finds, rescues or drops, and logs.
+                self.verify_blob(&digest);
+            } else if !matches_digest(&path, &digest) {
+                let what = if path.exists() { "content differs" } else { "file is missing" };
+                report.problems.push(Problem { subject: format!("blob {digest}"), what: what.into(), action: None });
+            }
+        }
+    }
+
+    fn verify_layers(&self, repair: bool, report: &mut VerifyReport) -> Result<()> {
+        for layer in self.layers() {
+            if layer.is_gone() || !layer.is_unpacked() {
+                continue;
+            }
+            report.layers += 1;
+            report.bytes += layer.size();
+            if repair {
+                match self.0.check_layer(self, &layer, Depth::Digest) {
+                    Err(e) if e.class() != kiln_stdx::ErrorClass::Damage => return Err(e),
+                    _ => {}
+                }
+            } else if let Err(e) = self.examine(&layer) {
+                report.problems.push(Problem {
+                    subject: format!("layer {}", layer.id()),
+                    what: e.to_string(),
+                    action: None,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies a layer without changing anything.
+    fn examine(&self, layer: &Layer) -> Result<()> {
+        let dir = LayerDir(self.0.layout.layer(layer.id()));
+        let record = layer.cell.record();
+        let manifest = self.0.manifest(&layer.cell)?;
+        snapshot::verify_stat(&manifest, &dir.fs())?;
+        snapshot::verify_digest(&manifest, &dir.fs())?;
+        let expected = record.unpacked.as_ref().map(|u| u.manifest);
+        if crate::disk::read(&dir.manifest()).map(kiln_stdx::Digest::of) != expected {
+            return Err(StoreError::damage("its manifest's file"));
+        }
+        if crate::disk::read(&dir.info()) != Some(record.encode()) {
+            return Err(StoreError::damage("its record's file"));
+        }
+        Ok(())
+    }
+}
