@@ -1,0 +1,116 @@
+//! Compression of layers: parallel, with output that depends on input and level alone, and decompression by magic.
+//!
+//! | kind | form | default level | unit of work |
+//! |---|---|---|---|
+//! | gzip | one member (RFC 1952) | see [`GZIP_LEVEL`] | 512 KiB, the 32 KiB before it as dictionary |
+//! | zstd | one frame after the other (RFC 8878), each with checksum | 3 | 4 MiB |
+//!
+//! Units are cut at fixed offsets and compressed on their own, so neither the number of threads nor the sizes of
+//! the writes change a byte.
+
+mod decompress;
+mod gzip;
+mod parallel;
+mod zstd;
+
+use std::io::{self, Write};
+
+use parallel::Pipeline;
+
+pub use decompress::{Format, decompress};
+
+/// Level of gzip when none is asked for. On a file system tree it compresses nearly twice as fast as level 6, the
+/// usual default, at a few per cent more bytes.
+pub const GZIP_LEVEL: u32 = 4;
+/// Level of zstd when none is asked for.
+pub const ZSTD_LEVEL: i32 = 3;
+
+/// How a blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Not at all.
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// A kind of compression with its level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Compression {
+    /// The kind.
+    pub kind: Kind,
+    /// 0 to 9 for gzip, 1 to 22 for zstd (0 means its default); others are brought into the range. `None` is the
+    /// default of the kind.
+    pub level: Option<i32>,
+}
+
+impl Compression {
+    /// No compression.
+    pub const NONE: Self = Self { kind: Kind::None, level: None };
+    /// gzip at its default level.
+    pub const GZIP: Self = Self { kind: Kind::Gzip, level: None };
+    /// zstd at its default level.
+    pub const ZSTD: Self = Self { kind: Kind::Zstd, level: None };
+}
+
+/// Compresses what is written to it. Memory is bounded by a few units per thread.
+///
+/// Dropping it without [`finish`](Self::finish) leaves the output incomplete.
+pub struct Compressor<W: Write> {
+    inner: Inner<W>,
+}
+
+enum Inner<W: Write> {
+    Plain(W),
+    Parallel(Pipeline<W>),
+}
+
+impl<W: Write> Compressor<W> {
+    /// Compresses to `out` on all cores.
+    pub fn new(out: W, compression: Compression) -> Self {
+        Self::with_workers(out, compression, crate::sys::workers())
+    }
+
+    /// As [`new`](Self::new) on `workers` threads; the output is the same for any number.
+    pub fn with_workers(out: W, compression: Compression, workers: usize) -> Self {
+        let inner = match compression.kind {
+            Kind::None => Inner::Plain(out),
+            Kind::Gzip => Inner::Parallel(Pipeline::new(out, gzip::Gzip::new(compression.level), workers)),
+            Kind::Zstd => Inner::Parallel(Pipeline::new(out, zstd::Zstd::new(compression.level), workers)),
+        };
+        Self { inner }
+    }
+
+    /// Completes the output and returns what it was written to.
+    ///
+    /// # Errors
+    /// When compressing or writing fails.
+    pub fn finish(self) -> io::Result<W> {
+        match self.inner {
+            Inner::Plain(mut out) => out.flush().map(|()| out),
+            Inner::Parallel(pipeline) => pipeline.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Compressor<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Plain(out) => out.write(buf),
+            Inner::Parallel(pipeline) => pipeline.write(buf),
+        }
+    }
+
+    /// Does nothing for compressed output: units are only cut at fixed offsets.
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.inner {
+            Inner::Plain(out) => out.flush(),
+            Inner::Parallel(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

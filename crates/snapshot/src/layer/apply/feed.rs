@@ -1,0 +1,116 @@
+//! Reads and hashes an input on its own thread, a few pieces ahead of who takes them.
+
+use std::io::{self, BufRead, ErrorKind, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use kiln_stdx::{Digest, DigestHasher};
+
+/// Bytes of one piece.
+pub(super) const PIECE: usize = 256 * 1024;
+/// How many pieces may wait.
+const AHEAD: usize = 8;
+
+/// The taking end.
+pub(super) struct Feed {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    used: SyncSender<Vec<u8>>,
+    piece: Vec<u8>,
+    at: usize,
+    ended: bool,
+}
+
+/// Starts reading `input` to its end. The thread returns digest and size of what it read; it ends early when the
+/// [`Feed`] is dropped, at the latest after the read it is in.
+pub(super) fn start<'scope, R: Read + Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    input: R,
+) -> (Feed, ScopedJoinHandle<'scope, (Digest, u64)>) {
+    let (send, pieces) = sync_channel(AHEAD);
+    let (used, free) = sync_channel(AHEAD + 2);
+    let thread = scope.spawn(move || read_all(input, &send, &free));
+    (Feed { pieces, used, piece: Vec::new(), at: 0, ended: false }, thread)
+}
+
+/// Returns the error for a reading thread that is gone without a word.
+pub(super) fn gone() -> io::Error {
+    io::Error::other("the reading thread ended early")
+}
+
+fn read_all(mut input: impl Read, send: &SyncSender<io::Result<Vec<u8>>>, free: &Receiver<Vec<u8>>) -> (Digest, u64) {
+    let mut hasher = DigestHasher::new();
+    let mut total = 0;
+    loop {
+        let mut piece = free.try_recv().unwrap_or_default();
+        piece.resize(PIECE, 0);
+        match fill(&mut input, &mut piece) {
+            Ok(0) => break,
+            Ok(n) => piece.truncate(n),
+            Err(e) => {
+                // Nobody waits for it when the taker has given up.
+                let _ = send.send(Err(e));
+                return (hasher.finish(), total);
+            }
+        }
+        hasher.update(&piece);
+        total += piece.len() as u64;
+        if send.send(Ok(piece)).is_err() {
+            return (hasher.finish(), total);
+        }
+    }
+    let _ = send.send(Ok(Vec::new()));
+    (hasher.finish(), total)
+}
+
+fn fill(input: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
+    let mut have = 0;
+    while have < piece.len() {
+        match input.read(&mut piece[have..]) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(have)
+}
+
+impl Feed {
+    /// Takes and drops everything up to the end of the input.
+    pub(super) fn drain(&mut self) -> io::Result<()> {
+        loop {
+            let n = self.fill_buf()?.len();
+            if n == 0 {
+                return Ok(());
+            }
+            self.consume(n);
+        }
+    }
+}
+
+impl BufRead for Feed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.piece.len() && !self.ended {
+            let next = self.pieces.recv().map_err(|_| gone())??;
+            self.ended = next.is_empty();
+            // A full channel only means that this buffer is not used again.
+            let _ = self.used.try_send(std::mem::replace(&mut self.piece, next));
+            self.at = 0;
+        }
+        Ok(&self.piece[self.at..])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at = (self.at + n).min(self.piece.len());
+    }
+}
+
+impl Read for Feed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let piece = self.fill_buf()?;
+        let n = piece.len().min(buf.len());
+        buf[..n].copy_from_slice(&piece[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
