@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "fsutil.proto",
     "gateway.proto",
     "health.proto",
+    "kiln.proto",
     "policy.proto",
     "policysession.proto",
     "secrets.proto",

@@ -41,6 +41,12 @@ pub mod grpc {
     }
 }
 
+pub mod kiln {
+    pub mod v1 {
+        include_package!("kiln.v1");
+    }
+}
+
 pub mod moby {
     pub mod buildkit {
         pub mod secrets {
@@ -96,6 +102,7 @@ pub mod moby {
 pub use containerd::services::content::v1 as content;
 pub use fsutil::types as fs;
 pub use grpc::health::v1 as health;
+pub use kiln::v1 as kiln_v1;
 pub use moby::buildkit::secrets::v1 as secrets;
 pub use moby::buildkit::v1 as control;
 pub use moby::buildkit::v1::frontend as gateway;
