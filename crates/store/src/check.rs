@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kiln_snapshot::{LayerManifest, layer as snapshot};
+use kiln_snapshot::{DamageKind, Entry, LayerManifest, layer as snapshot};
 
 use crate::disk;
 use crate::error::{Result, StoreError};
@@ -132,12 +132,20 @@ impl Inner {
         if !std::fs::symlink_metadata(dir.fs()).is_ok_and(|m| m.is_dir()) {
             return Err(StoreError::damage(format!("files of layer {} are missing", cell.id)));
         }
-        let by_stat = snapshot::verify_stat(&manifest, &dir.fs());
-        if by_stat.is_err() || depth == Depth::Digest {
-            // Where stat differs the bytes decide; metadata that the manifest holds must be right in any case.
-            snapshot::verify_digest(&manifest, &dir.fs())?;
-            by_stat?;
-        }
+        // Where the status differs, something wrote here, and the mark it left is damage even if the bytes are the same.
+        // The one exception is a store that was copied as a whole, and has other inodes.
+        let verdict = match depth {
+            Depth::Digest => snapshot::verify_digest(&manifest, &dir.fs()),
+            Depth::Use | Depth::Stat => snapshot::verify_stat(&manifest, &dir.fs()),
+        };
+        let (manifest, record) = match verdict {
+            Ok(()) => (manifest, record),
+            Err(damage) if damage.what == DamageKind::Inode => {
+                let moved = self.adopt_inodes(cell, &manifest, &dir)?.ok_or(damage)?;
+                (moved, cell.record())
+            }
+            Err(damage) => return Err(damage.into()),
+        };
         // The manifest and the record in memory are good here; their files are made good again if they are not.
         let manifest_size = record.unpacked.as_ref().map_or(0, |u| u.manifest_size);
         let on_disk = disk::Stamp::of(&dir.manifest()).map(|s| s.size);
@@ -157,6 +165,31 @@ impl Inner {
             self.log.add(format!("layer {}", cell.id), "its record's file", RepairAction::Repaired);
         }
         Ok(())
+    }
+
+    /// Verifies all files by digest and takes over their inode numbers; `None` if anything else differs.
+    fn adopt_inodes(
+        &self,
+        cell: &LayerCell,
+        manifest: &LayerManifest,
+        dir: &LayerDir,
+    ) -> Result<Option<Arc<LayerManifest>>> {
+        let found = snapshot::scan(&dir.fs())?;
+        let same = |(a, b): (&Entry, &Entry)| {
+            a.path == b.path && a.same_object(b) && a.opaque == b.opaque && a.nlink_group == b.nlink_group
+        };
+        if found.len() != manifest.len() || !manifest.entries().iter().zip(found.entries()).all(same) {
+            return Ok(None);
+        }
+        let encoded = found.encode();
+        let unpacked = self.unpacked(&found, &encoded);
+        disk::replace(&dir.manifest(), self.layout.tmp(), &encoded, "store.manifest.rename", false)?;
+        self.update_layer(cell, |record| record.unpacked = Some(unpacked))?;
+        self.log.add(format!("layer {}", cell.id), "its files are other inodes", RepairAction::Repaired);
+        let found = Arc::new(found);
+        self.keep_manifest(cell.id, found.clone());
+        self.forget_trees();
+        Ok(Some(found))
     }
 
     /// Unpacks a damaged layer again, or drops it with all that was made on it. The caller holds the layer's work lock.

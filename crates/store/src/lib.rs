@@ -31,6 +31,8 @@ mod record;
 mod refs;
 mod repair;
 mod store;
+#[cfg(test)]
+mod testing;
 mod unpack;
 mod usage;
 mod verify;

@@ -45,7 +45,7 @@ impl Store {
     ///
     /// # Errors
     /// The archive is malformed or not the one with the layer's diff id; the disk is full.
-    pub fn unpack(&self, layer: &Layer, parents: &ImmutableRef, blob: impl Read + Send + 'static) -> Result<()> {
+    pub fn unpack(&self, layer: &Layer, parents: &ImmutableRef, blob: impl Read + Send) -> Result<()> {
         let _work = layer.cell.work.lock();
         if layer.is_gone() {
             return Err(StoreError::Gone(layer.id()));
@@ -118,7 +118,7 @@ impl Inner {
             let mut ingest = store.ingest(None, None)?;
             let diff_id = {
                 let mut compressor =
-                    Compressor::new(&mut ingest, &options.compression).at("compress", &self.layout.root)?;
+                    Compressor::new(&mut ingest, options.compression);
                 let diff_id = write(&mut compressor)?;
                 compressor.finish().at("compress", &self.layout.root)?;
                 diff_id
@@ -131,7 +131,7 @@ impl Inner {
         let (blob, diff_id) = match source {
             Some((source, diff_id)) => {
                 let (blob, got) = store_blob(&mut |out| {
-                    let mut archive = compress::decompress(BufReader::new(source.open()?))?;
+                    let mut archive = open_archive(source.open()?).at("read", source.path())?;
                     let mut writer = DigestWriter::new(out);
                     std::io::copy(&mut archive, &mut writer).at("compress", source.path())?;
                     Ok(writer.finish().1)
@@ -149,7 +149,7 @@ impl Inner {
                 let manifest = self.manifest(&layer.cell)?;
                 let fs = LayerDir(self.layout.layer(layer.id())).fs();
                 let tar = TarOptions { epoch: options.epoch };
-                store_blob(&mut |out| Ok(snapshot::write_tar(&manifest, &fs, out, &tar)?.0))?
+                store_blob(&mut |out| Ok(snapshot::write_tar(&manifest, &fs, out, &tar)?.diff_id))?
             }
         };
         let descriptor = Descriptor::new(media_type(&options.compression), blob.digest(), blob.size());
@@ -174,7 +174,7 @@ impl Inner {
         &self,
         layer: &Layer,
         parents: &ImmutableRef,
-        blob: impl Read + Send + 'static,
+        blob: impl Read + Send,
         expected: Digest,
     ) -> Result<()> {
         let lower = parents.tree()?;
@@ -193,12 +193,12 @@ impl Inner {
         layer: &Layer,
         parents: &ImmutableRef,
         lower: &kiln_snapshot::Tree,
-        blob: impl Read + Send + 'static,
+        blob: impl Read + Send,
         expected: Digest,
         aside: &LayerDir,
     ) -> Result<()> {
         fs::create_dir(aside.fs()).at("create", &aside.fs())?;
-        let archive = compress::decompress(BufReader::with_capacity(1 << 18, blob))?;
+        let archive = open_archive(blob).map_err(kiln_snapshot::Error::Input)?;
         let applied = snapshot::apply(archive, &aside.fs(), lower, &parents.dirs())?;
         if applied.diff_id != expected {
             return Err(StoreError::Mismatch { expected, got: applied.diff_id });
@@ -223,6 +223,11 @@ impl Inner {
         self.keep_manifest(layer.id(), std::sync::Arc::new(applied.manifest));
         Ok(())
     }
+}
+
+/// Returns what is inside a blob, by its first bytes.
+fn open_archive<'a>(blob: impl Read + Send + 'a) -> std::io::Result<Box<dyn Read + Send + 'a>> {
+    Ok(compress::decompress(BufReader::with_capacity(1 << 18, blob))?.1)
 }
 
 fn kind_name(compression: &Compression) -> &'static str {
