@@ -88,6 +88,7 @@ impl Executor for RuncExecutor {
             bundle: bundle.0.clone(),
             id: format!("kiln-{}", spec.id),
             cgroups_path: Some(cgroup.clone()),
+            hidden_v2: self.runner.groups().v2_beside_v1(),
             resources: spec.resources.clone(),
         };
         let ended = self.runner.run(spec, io, cancel, Some(call)).await;

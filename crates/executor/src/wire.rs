@@ -98,12 +98,17 @@ pub(crate) struct WireRuntime {
     pub bundle: PathBuf,
     pub id: String,
     pub cgroups_path: Option<String>,
+    /// A v2 tree beside v1 ones. The runtime is not shown it: it manages the v1 controllers, and some (crun) refuse a host
+    /// where v2 has controllers of its own.
+    pub hidden_v2: Option<PathBuf>,
     pub resources: crate::Resources,
 }
 
 /// What a helper tells the engine.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// A fork of the helper has the step; nothing was done before this.
+    Accepted,
     /// The process runs; the packet carries a pidfd of its PID 1.
     Started,
     /// The packet carries the controlling end of the process's terminal.

@@ -51,6 +51,11 @@ impl Groups {
         self.layout.is_unified()
     }
 
+    /// Returns the v2 tree of a host that has v1 hierarchies too.
+    pub(crate) fn v2_beside_v1(&self) -> Option<PathBuf> {
+        if self.layout.is_unified() { None } else { self.layout.v2.clone() }
+    }
+
     /// Makes a group for one step with limits or a parent of its own. Does file I/O.
     ///
     /// # Errors

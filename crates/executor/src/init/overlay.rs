@@ -88,6 +88,10 @@ impl Overlay<'_> {
     /// Linux before 6.5: one option string of at most a page, by `mount(2)`, in a mount namespace of this process alone.
     fn by_string(&self) -> io::Result<OwnedFd> {
         self.forget_volatile();
+        // First of all: layers opened before would belong to the namespace that is left.
+        // SAFETY: a mount namespace of its own shares no memory or descriptors differently; only paths change.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         let open =
             |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let dirs = self.lowers.iter().map(|layer| open(layer)).collect::<Result<Vec<_>, _>>()?;
@@ -107,9 +111,6 @@ impl Overlay<'_> {
         if self.upper.is_some() {
             options.push_str(",volatile");
         }
-        // SAFETY: a mount namespace of its own shares no memory or descriptors differently; only paths change.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?;
-        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         // The mount covers /proc for the two calls that make it a detached one; no other directory is sure to exist.
         let options = std::ffi::CString::new(options)?;
         rustix::mount::mount("overlay", "/proc", "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
@@ -121,7 +122,9 @@ impl Overlay<'_> {
     /// The kernel refuses a work directory that a volatile mount used before; whoever passes it again knows it is whole.
     fn forget_volatile(&self) {
         if let Some(work) = self.work {
-            let _ = rustix::fs::unlinkat(rustix::fs::CWD, work.join("work/incompat/volatile"), AtFlags::REMOVEDIR);
+            let mark = work.join("work/incompat/volatile");
+            let _ = rustix::fs::unlinkat(rustix::fs::CWD, mark.join("dirty"), AtFlags::empty());
+            let _ = rustix::fs::unlinkat(rustix::fs::CWD, mark, AtFlags::REMOVEDIR);
         }
     }
 }
@@ -175,7 +178,7 @@ mod tests {
 
     fn read(mount: &OwnedFd, name: &str) -> String {
         let file = rustix::fs::openat(mount, name, OFlags::RDONLY, Mode::empty()).unwrap();
-        std::io::read_to_string(std::fs::File::from(file)).unwrap()
+        io::read_to_string(std::fs::File::from(file)).unwrap()
     }
 
     fn check(by: impl Fn(&Overlay<'_>) -> Option<OwnedFd>) {

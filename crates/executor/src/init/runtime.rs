@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::UnmountFlags;
 
 use super::child::{self, Plan};
 use super::files::{self, ROOT};
@@ -36,6 +37,9 @@ pub(super) fn run(plan: Plan<'_>) -> Result<Infallible, Failure> {
     let host = tree::isolate()?;
     let setup = |error: io::Error| Failure::setup("prepare the bundle", error);
     own_proc().map_err(setup)?;
+    if let Some(v2) = &call.hidden_v2 {
+        rustix::mount::unmount(v2, UnmountFlags::DETACH).map_err(|errno| setup(errno.into()))?;
+    }
     let sources = assemble(&plan, call).map_err(setup)?;
     let config = oci_config::build(plan.spec, &plan.user.as_process_user(), &sources, call);
     write_config(&plan, &config).map_err(setup)?;

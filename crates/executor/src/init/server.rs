@@ -25,8 +25,10 @@ pub(super) fn serve() -> ! {
     }
 }
 
-/// Leaves the engine's terminal and directory behind, and lets the kernel reap the forks.
+/// Leaves the engine's terminal, directory and whatever descriptors it let through behind, and lets the kernel reap the forks.
 fn detach() {
+    // SAFETY: this process has opened nothing yet; what is there was inherited by accident and has no owner here.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     let _ = rustix::thread::set_name(c"kiln-sandbox");

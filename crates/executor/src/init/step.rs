@@ -29,6 +29,7 @@ pub(super) struct Kit<'a> {
 /// Runs the step and ends this process.
 pub(super) fn run(spec: OwnedFd, kit: Kit<'_>) -> ! {
     let Ok(socket) = kit.socket.try_clone() else { process::exit_now(1) };
+    let _ = send(&socket, &Report::Accepted, &[]);
     let report = match supervise(spec, kit, &socket) {
         Ok((status, usage)) => Report::Exited { status, usage },
         Err(failure) => Report::Failed(failure),

@@ -1,10 +1,10 @@
 //! Assembles the file system tree of a sandbox inside its new mount namespace, and makes its root the root.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::child::Plan;
@@ -32,7 +32,7 @@ pub(super) fn enter(plan: &Plan<'_>) -> Result<(), Failure> {
     if plan.spec.root_readonly {
         mount::change(&plan.root, false, RDONLY, false).map_err(|error| Failure::mount("root", "/", error))?;
     }
-    make_root(&plan.root, &host).map_err(|error| Failure::setup("change the root", error))
+    make_root(plan, &host).map_err(|error| Failure::setup("change the root", error))
 }
 
 /// Ends all propagation between this mount namespace and the host's, and returns the host's root.
@@ -154,10 +154,23 @@ pub(super) fn target(root: &OwnedFd, dest: &str, is_dir: bool) -> io::Result<Own
 }
 
 /// Makes the sandbox's root the root of the namespace, and lets go of the host's with all below it.
-pub(super) fn make_root(root: &OwnedFd, host: &OwnedFd) -> io::Result<()> {
-    rustix::process::fchdir(root)?;
+fn make_root(plan: &Plan<'_>, host: &OwnedFd) -> io::Result<()> {
+    rustix::process::fchdir(&plan.root)?;
     rustix::process::pivot_root(c".", c".")?;
-    rustix::process::fchdir(host)?;
-    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
-    Ok(rustix::process::chdir(c"/")?)
+    // The host's root now lies on top of the new one, and the tmpfs on top of it: the kernel takes away what is uppermost.
+    for top in [&plan.files.mount, host] {
+        rustix::process::fchdir(top)?;
+        rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    }
+    rustix::process::chdir(c"/")?;
+    // `/..` leads onto whatever lies on the root, so a way back to the host would show here.
+    if mount_id(c"/..")? != mount_id(c"/")? {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Ok(())
+}
+
+fn mount_id(path: &CStr) -> io::Result<u64> {
+    let flags = AtFlags::NO_AUTOMOUNT;
+    Ok(rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }

@@ -25,14 +25,25 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// `terminal` gets the controlling end of the process's terminal when it has one.
-    pub(super) fn new(socket: OwnedFd, terminal: Option<oneshot::Sender<OwnedFd>>) -> Result<Self, ExecError> {
+    /// Follows the step whose other end is `socket`.
+    pub(super) fn new(socket: OwnedFd) -> Result<Self, ExecError> {
         let fail = |error: std::io::Error| ExecError::setup("watch the helper's socket", error);
         rustix::io::ioctl_fionbio(&socket, true).map_err(|errno| fail(errno.into()))?;
         // SAFETY: an `OwnedFd` is open and the same for as long as it lives, and nobody closes it by number.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
         let socket = socket.map_err(|error| fail(error.into()))?;
-        Ok(Self { socket, pidfd: None, terminal, master: None })
+        Ok(Self { socket, pidfd: None, terminal: None, master: None })
+    }
+
+    /// Sends the controlling end of the process's terminal to `terminal` when it is there.
+    pub(super) fn with_terminal(mut self, terminal: Option<oneshot::Sender<OwnedFd>>) -> Self {
+        self.terminal = terminal;
+        self
+    }
+
+    /// Waits until a fork of the helper has the step. Returns false when the helper died first: the step was never begun.
+    pub(super) async fn accepted(&self) -> bool {
+        matches!(self.report().await, Ok((Report::Accepted, _)))
     }
 
     /// Returns the wait status of the process and what it used.
@@ -86,6 +97,7 @@ impl Follower {
                     let _ = terminal.send(master);
                 }
             }
+            Report::Accepted => {}
             Report::Exited { status, usage } => return Ok(Some((status, usage))),
             Report::Failed(failure) => return Err(failure.into()),
         }
@@ -123,7 +135,7 @@ impl Follower {
                     Ok((Report::Started, fds)) => {
                         fds.iter().for_each(|pidfd| process::signal(pidfd.as_fd(), libc::SIGKILL));
                     }
-                    Ok((Report::Terminal, _)) => {}
+                    Ok((Report::Accepted | Report::Terminal, _)) => {}
                     Ok((Report::Exited { .. } | Report::Failed(_), _)) | Err(_) => return,
                 }
             }

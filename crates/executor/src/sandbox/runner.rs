@@ -80,6 +80,25 @@ impl Runner {
         Ok(Exit::from_wait_status(status, oom, Usage { wall_micros, max_rss, ..usage }))
     }
 
+    /// Gives a step to the helper and waits until it took it; a helper that died before is tried a second time.
+    async fn hand_over(&self, passed: &[BorrowedFd<'_>], cancel: &CancellationToken) -> Result<Follower, ExecError> {
+        for _ in 0..2 {
+            let (socket, theirs) = fds::pair().map_err(|error| ExecError::setup("make a socket pair", error))?;
+            let follower = Follower::new(socket)?;
+            self.helper.send(&[&[theirs.as_fd()], passed].concat()).await?;
+            drop(theirs);
+            tokio::select! {
+                accepted = follower.accepted() => {
+                    if accepted {
+                        return Ok(follower);
+                    }
+                }
+                () = cancel.cancelled() => return Err(ExecError::Canceled),
+            }
+        }
+        Err(ExecError::HelperLost("it could not start a process for the step".to_owned()))
+    }
+
     /// Makes a control group where the shared one is not enough.
     async fn own_group(&self, spec: &ProcessSpec) -> Result<Option<StepGroup>, ExecError> {
         if spec.resources.is_empty() && spec.cgroup_parent.is_none() {
@@ -100,19 +119,17 @@ impl Runner {
         tty: bool,
     ) -> Result<(i32, Usage), ExecError> {
         let ProcessIo { stdin, stdout, stderr, control } = io;
-        let (socket, theirs) = fds::pair().map_err(|error| ExecError::setup("make a socket pair", error))?;
         let input = Pipe::input(!tty && matches!(stdin, Stdin::Reader(_)))?;
         let output = Pipe::output(!tty && matches!(stdout, Output::Channel(_)))?;
         let errors = Pipe::output(!tty && matches!(stderr, Output::Channel(_)))?;
-        let mut passed: Vec<BorrowedFd<'_>> =
-            vec![theirs.as_fd(), spec.as_fd(), input.theirs.as_fd(), output.theirs.as_fd(), errors.theirs.as_fd()];
+        let mut passed = vec![spec.as_fd(), input.theirs.as_fd(), output.theirs.as_fd(), errors.theirs.as_fd()];
         if let Namespace::Existing(netns) = namespace {
             passed.push(netns.as_fd());
         }
-        self.helper.send(&passed).await?;
-        drop((theirs, spec));
         let (terminal, master) = oneshot::channel();
-        let mut follower = Follower::new(socket, tty.then_some(terminal))?;
+        let socket = self.hand_over(&passed, cancel).await?;
+        drop(spec);
+        let mut follower = socket.with_terminal(tty.then_some(terminal));
         let (done, gone) = watch::channel(false);
         let (input, output, errors) = (input.into_ours(), output.into_ours(), errors.into_ours());
         let follow = async {
