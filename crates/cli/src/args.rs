@@ -1,0 +1,157 @@
+//! The grammar of the full command line.
+//!
+//! Flags follow the habits of the docker command line: a value may begin with a dash, a boolean takes an optional `=value`,
+//! flags and arguments may be mixed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::build::flags::BuildFlags;
+
+/// kiln builds container images.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, disable_help_subcommand = true, max_term_width = 120)]
+pub struct Cli {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command has.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// State root of the engine (default /var/lib/kiln, or the XDG data directory when not root)
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "KILN_ROOT",
+        hide_env_values = true,
+        allow_hyphen_values = true
+    )]
+    pub root: Option<PathBuf>,
+    /// Address of an engine that runs already (unix://PATH, default $BUILDKIT_HOST); none is started then
+    #[arg(long, global = true, value_name = "ADDR")]
+    pub addr: Vec<String>,
+    /// Show more: details of warnings and errors
+    #[arg(short = 'D', long, global = true, action = ArgAction::SetTrue)]
+    pub debug: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a build
+    #[command(visible_alias = "b")]
+    Build(Box<BuildFlags>),
+    /// Run and steer the engine
+    #[command(subcommand)]
+    Daemon(DaemonCommand),
+    /// Care for what the engine keeps
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// Show disk usage
+    Du(DuFlags),
+    /// Remove what the cache keeps
+    Prune(PruneFlags),
+    /// Show the version
+    Version,
+}
+
+/// Commands of `kiln daemon`.
+#[derive(Debug, Subcommand)]
+pub enum DaemonCommand {
+    /// Run the engine in the foreground
+    Run(DaemonRunFlags),
+    /// Show whether the engine runs
+    Status,
+    /// Ask the engine to end; builds that run are cancelled
+    Stop(DaemonStopFlags),
+}
+
+/// Flags of `kiln daemon run`.
+#[derive(Debug, Args)]
+pub struct DaemonRunFlags {
+    /// End after this time without work, for example 10m (default: never in the foreground)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub idle_timeout: Option<Duration>,
+    /// Group that may use the socket; without it only the engine's user may
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Started by a client: leave its session and report readiness on standard output
+    #[arg(long, hide = true, action = ArgAction::SetTrue)]
+    pub on_demand: bool,
+}
+
+/// Flags of `kiln daemon stop`.
+#[derive(Debug, Args)]
+pub struct DaemonStopFlags {
+    /// How long to wait for the engine to end before it is killed
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
+/// Commands of `kiln cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Check everything the store holds against its digests, and repair or drop what is damaged
+    Verify(CacheVerifyFlags),
+}
+
+/// Flags of `kiln cache verify`.
+#[derive(Debug, Args)]
+pub struct CacheVerifyFlags {
+    /// Change nothing, only tell what is damaged
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub check_only: bool,
+}
+
+/// Flags of `kiln du`.
+#[derive(Debug, Args)]
+pub struct DuFlags {
+    /// Only records that match, for example type=regular
+    #[arg(long, short = 'f', value_name = "FILTER")]
+    pub filter: Vec<String>,
+    /// Show all that is known of each record
+    #[arg(long, short = 'v', action = ArgAction::SetTrue)]
+    pub verbose: bool,
+}
+
+/// Flags of `kiln prune`.
+#[derive(Debug, Args)]
+pub struct PruneFlags {
+    /// Also remove internal and frontend records
+    #[arg(long, short = 'a', action = ArgAction::SetTrue)]
+    pub all: bool,
+    /// Only records that match, for example until=24h
+    #[arg(long, value_name = "FILTER")]
+    pub filter: Vec<String>,
+    /// Do not ask
+    #[arg(long, short = 'f', action = ArgAction::SetTrue)]
+    pub force: bool,
+    /// Keep this much whatever its age
+    #[arg(long, value_name = "BYTES", value_parser = size, alias = "keep-storage")]
+    pub reserved_space: Option<u64>,
+    /// Remove until no more than this is used
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub max_used_space: Option<u64>,
+    /// Remove until this much of the disk is free
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub min_free_space: Option<u64>,
+    /// Show all that is known of each record
+    #[arg(long, short = 'v', action = ArgAction::SetTrue)]
+    pub verbose: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    crate::units::parse_duration(text).ok_or_else(|| "a duration like 90s, 10m or 1h30m is expected".to_owned())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    crate::units::parse_size(text, 1000)
+}

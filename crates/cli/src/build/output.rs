@@ -1,0 +1,196 @@
+//! `--output`: where a result goes, checked before the build begins.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::csv;
+use crate::env::{Env, parse_bool};
+use crate::error::{CliError, io_text};
+
+/// Types accepted by `--output`.
+const TYPES: [&str; 7] = ["cacheonly", "docker", "image", "local", "oci", "registry", "tar"];
+
+/// One output as asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Exporter type on the wire: `image`, `oci`, `docker`, `local`, `tar`.
+    pub kind: String,
+    /// Attributes for the engine.
+    pub attrs: BTreeMap<String, String>,
+    /// What the client does with what it receives.
+    pub dest: Dest,
+}
+
+/// Where the client puts what an exporter sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dest {
+    /// Nothing is sent to the client.
+    Engine,
+    /// The stream goes to standard output.
+    Stdout,
+    /// The stream becomes a file.
+    File(PathBuf),
+    /// The tree goes into a directory.
+    Dir(PathBuf),
+    /// The image goes into a directory in OCI layout, by way of the content store service.
+    Layout(PathBuf),
+}
+
+/// Parses all `--output` values; an empty list means the image store of the engine.
+pub fn parse(values: &[String], env: &Env) -> Result<Vec<Output>, CliError> {
+    let mut outputs = Vec::new();
+    let mut only_cache = false;
+    for value in values.iter().filter(|v| !v.is_empty()) {
+        match parse_one(value, env)? {
+            Some(output) => outputs.push(output),
+            None => only_cache = true,
+        }
+    }
+    if outputs.is_empty() && !only_cache {
+        outputs.push(Output { kind: "image".to_owned(), attrs: BTreeMap::new(), dest: Dest::Engine });
+    }
+    if outputs.iter().filter(|o| o.dest == Dest::Stdout).count() > 1 {
+        return Err(CliError::user("multiple outputs configured to write to stdout"));
+    }
+    let layouts = outputs.iter().filter(|o| matches!(o.dest, Dest::Layout(_))).count();
+    if layouts > 1 {
+        return Err(CliError::user("only one output can be an OCI directory (tar=false)"));
+    }
+    Ok(outputs)
+}
+
+/// Parses one value; `cacheonly` gives none.
+fn parse_one(value: &str, env: &Env) -> Result<Option<Output>, CliError> {
+    let fields = csv::fields(value).map_err(|e| CliError::user(format!("invalid output: {e}")))?;
+    let mut kind = String::new();
+    let mut dest = String::new();
+    let mut attrs = BTreeMap::new();
+    if let [only] = fields.as_slice()
+        && only == value
+        && !["type=", "dest="].iter().any(|key| only.to_lowercase().starts_with(key))
+    {
+        kind = if only == "-" { "tar" } else { "local" }.to_owned();
+        dest.clone_from(only);
+    } else {
+        for field in &fields {
+            let Some((key, value)) = field.split_once('=') else {
+                return Err(CliError::user(format!("invalid value {field}"))
+                    .hint("write an output as type=TYPE[,dest=PATH][,NAME=VALUE]"));
+            };
+            match key.trim().to_lowercase().as_str() {
+                "type" => kind = value.to_owned(),
+                "dest" => dest = value.to_owned(),
+                key => drop(attrs.insert(key.to_owned(), value.to_owned())),
+            }
+        }
+    }
+    if kind.is_empty() {
+        return Err(CliError::user("type is required for output")
+            .hint("write an output as type=TYPE[,dest=PATH], for example type=oci,dest=image.tar"));
+    }
+    finish(kind, dest, attrs, env)
+}
+
+fn finish(
+    mut kind: String,
+    dest: String,
+    mut attrs: BTreeMap<String, String>,
+    env: &Env,
+) -> Result<Option<Output>, CliError> {
+    let dest = match kind.as_str() {
+        "cacheonly" => return Ok(None),
+        "local" => Dest::Dir(directory("local", &dest, env)?),
+        "tar" => file("tar", &dest, env)?,
+        "oci" | "docker" if attrs.get("tar").and_then(|v| parse_bool(v)) == Some(false) => {
+            Dest::Layout(directory(&kind, &dest, env)?)
+        }
+        "docker" if dest.is_empty() => {
+            return Err(CliError::user("dest is required for docker exporter")
+                .hint("write -o type=docker,dest=FILE, or leave --output out to keep the image in kiln's store"));
+        }
+        "oci" | "docker" => file(&kind, &dest, env)?,
+        "image" | "registry" => {
+            if kind == "registry" {
+                kind = "image".to_owned();
+                attrs.insert("push".to_owned(), "true".to_owned());
+                attrs.entry("unpack".to_owned()).or_insert_with(|| "false".to_owned());
+            }
+            Dest::Engine
+        }
+        other => {
+            return Err(CliError::user(format!("unknown output type `{other}`")).nearest(
+                "output type",
+                other,
+                TYPES.iter().copied(),
+            ));
+        }
+    };
+    Ok(Some(Output { kind, attrs, dest }))
+}
+
+/// Checks a destination directory; it may not exist yet.
+fn directory(kind: &str, dest: &str, env: &Env) -> Result<PathBuf, CliError> {
+    match dest {
+        "" => return Err(CliError::user(format!("dest is required for {kind} exporter"))),
+        "-" => return Err(CliError::user(format!("dest cannot be stdout for {kind} exporter"))),
+        _ => {}
+    }
+    let path = env.cwd().join(dest);
+    match std::fs::metadata(&path) {
+        Ok(meta) if !meta.is_dir() => Err(CliError::user(format!("destination directory {dest} is a file"))),
+        Ok(_) => writable(&path, dest).map(|()| path),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => new_entry(&path, dest).map(|()| path),
+        Err(e) => Err(CliError::user(format!("invalid destination directory: {dest}: {}", io_text(&e)))),
+    }
+}
+
+/// Checks a destination file, or standard output.
+fn file(kind: &str, dest: &str, env: &Env) -> Result<Dest, CliError> {
+    if dest.is_empty() || dest == "-" {
+        if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+            let text = format!("dest file is required for {kind} exporter. refusing to write to console");
+            return Err(
+                CliError::user(text).hint(format!("write -o type={kind},dest=FILE, or redirect standard output"))
+            );
+        }
+        return Ok(Dest::Stdout);
+    }
+    let path = env.cwd().join(dest);
+    writable_file(&path, dest, "destination file")?;
+    Ok(Dest::File(path))
+}
+
+/// Checks that a file can be written at `path`: it is no directory, and its directory exists or can be made and written.
+pub fn writable_file(path: &Path, shown: &str, what: &str) -> Result<(), CliError> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => Err(CliError::user(format!("{what} {shown} is a directory"))),
+        // A device or a pipe is written in place.
+        Ok(meta) if !meta.is_file() => writable(path, shown),
+        Ok(_) => new_entry(path, shown),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => new_entry(path, shown),
+        Err(e) => Err(CliError::user(format!("invalid {what}: {shown}: {}", io_text(&e)))),
+    }
+}
+
+/// Checks that an entry can be made at `path`: the nearest directory above that exists can be written.
+fn new_entry(path: &Path, shown: &str) -> Result<(), CliError> {
+    for above in path.ancestors().skip(1) {
+        match std::fs::metadata(above) {
+            Ok(meta) if meta.is_dir() => return writable(above, shown),
+            Ok(_) => {
+                return Err(CliError::user(format!("cannot write {shown}: {} is not a directory", above.display())));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(CliError::user(format!("cannot write {shown}: {}", io_text(&e)))),
+        }
+    }
+    Err(CliError::user(format!("cannot write {shown}: no such file or directory")))
+}
+
+fn writable(path: &Path, shown: &str) -> Result<(), CliError> {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK)
+        .map_err(|e| CliError::environment(format!("cannot write {shown}: {}", io_text(&e.into()))))
+}
+
+#[cfg(test)]
+mod tests;

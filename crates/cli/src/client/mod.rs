@@ -1,0 +1,5 @@
+//! The client side of a build: a session, a solve, and the stream of its progress.
+
+pub mod failure;
+pub mod offer;
+pub mod solve;

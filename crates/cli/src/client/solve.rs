@@ -1,0 +1,133 @@
+//! Runs one build on an engine: the session, the solve and the status stream belong together and end together.
+
+use std::time::Duration;
+
+use kiln_session::progress::Progress;
+use kiln_session::proto::control;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::failure;
+use super::offer::Offer;
+use crate::build::request::{BuildRequest, CacheOption};
+use crate::build::result::Response;
+use crate::error::CliError;
+use crate::launch::Engine;
+use crate::progress::Feed;
+
+/// How long the status stream may go on without news after the solve has ended.
+const STATUS_END: Duration = Duration::from_secs(5);
+/// How long a cancelled build may take to tell of its end.
+const CANCEL_END: Duration = Duration::from_secs(2);
+
+/// A build about to run.
+pub struct Solve<'a> {
+    /// Where.
+    pub engine: &'a Engine,
+    /// What.
+    pub request: BuildRequest,
+    /// What the engine may ask the client for.
+    pub offer: Offer,
+    /// Where progress is shown; the display ends when the build does.
+    pub feed: Feed,
+    /// Name of the Dockerfile for messages.
+    pub dockerfile: String,
+}
+
+/// A build that succeeded.
+#[derive(Clone, Debug)]
+pub struct Solved {
+    /// Identity of the build.
+    pub reference: String,
+    /// Values the engine answered with.
+    pub response: Response,
+}
+
+impl Solve<'_> {
+    /// Runs the build. Outputs are in place when this returns well; after an error nothing of them is.
+    pub async fn run(self, cancel: &CancellationToken) -> Result<Solved, CliError> {
+        let Solve { engine, request, offer, feed, dockerfile } = self;
+        let reference = kiln_stdx::rand_id();
+        let session = offer.open(engine).await?;
+        let status = watch(engine, &reference, feed);
+        let message = wire(request, &reference, session.id());
+        let mut control = engine.control();
+        let solved = tokio::select! {
+            answer = control.solve(message) => answer.map(|a| a.into_inner().exporter_response),
+            // Dropping the call resets its stream, by which the engine knows.
+            () = cancel.cancelled() => Err(Status::cancelled("context canceled")),
+        };
+        let patience = if cancel.is_cancelled() { CANCEL_END } else { STATUS_END };
+        if solved.is_err() {
+            session.close().await;
+            end_of(status, patience).await;
+        } else {
+            end_of(status, patience).await;
+            session.finish().await?;
+        }
+        match solved {
+            Ok(response) => Ok(Solved { reference, response: response.into_iter().collect() }),
+            Err(_) if cancel.is_cancelled() => Err(CliError::canceled()),
+            Err(status) => Err(failure::of_solve(&status, engine, &dockerfile)),
+        }
+    }
+}
+
+/// Waits for the end of the status stream; a stream that says nothing more is given up.
+async fn end_of(mut watcher: JoinHandle<()>, patience: Duration) {
+    if timeout(patience, &mut watcher).await.is_err() {
+        watcher.abort();
+    }
+}
+
+/// Passes the status stream on to the display.
+fn watch(engine: &Engine, reference: &str, feed: Feed) -> JoinHandle<()> {
+    let mut control = engine.control();
+    let request = control::StatusRequest { r#ref: reference.to_owned() };
+    tokio::spawn(async move {
+        let mut stream = match control.status(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return ended(&status),
+        };
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => feed.send(Progress::from(message)).await,
+                Ok(None) => return,
+                Err(status) => return ended(&status),
+            }
+        }
+    })
+}
+
+/// The solve tells why a build failed; a status stream that breaks only loses what it would have shown.
+fn ended(status: &Status) {
+    if status.code() != Code::Cancelled {
+        tracing::debug!(%status, "the status stream ended early");
+    }
+}
+
+fn wire(request: BuildRequest, reference: &str, session: &str) -> control::SolveRequest {
+    let entry = |o: CacheOption| control::CacheOptionsEntry { r#type: o.kind, attrs: o.attrs };
+    let exporters: Vec<control::Exporter> =
+        request.exporters.into_iter().map(|e| control::Exporter { r#type: e.kind, attrs: e.attrs }).collect();
+    // Engines that know one exporter only read these two.
+    let first = exporters.first().cloned().unwrap_or_default();
+    control::SolveRequest {
+        r#ref: reference.to_owned(),
+        session: session.to_owned(),
+        frontend: request.frontend.to_owned(),
+        frontend_attrs: request.attrs,
+        cache: Some(control::CacheOptions {
+            exports: request.exports.into_iter().map(entry).collect(),
+            imports: request.imports.into_iter().map(entry).collect(),
+            ..Default::default()
+        }),
+        entitlements: request.entitlements,
+        exporter_deprecated: first.r#type,
+        exporter_attrs_deprecated: first.attrs,
+        exporters,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,153 @@
+//! `kiln build`.
+//!
+//! Everything that can be wrong with the request is found before the engine is asked for anything; what the build leaves
+//! behind (image id, metadata, index entries) is written after it has succeeded.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use kiln_session::progress::WarningProgress;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Global;
+use crate::build::context::{self, Inputs};
+use crate::build::flags::BuildFlags;
+use crate::build::local_cache::{self, Caches};
+use crate::build::options::BuildOptions;
+use crate::build::result::{self, Response};
+use crate::build::request;
+use crate::client::offer::Offer;
+use crate::client::solve::{Solve, Solved};
+use crate::env::Env;
+use crate::error::{CliError, EXIT_CANCELED, io_text};
+use crate::launch::{Engine, connect};
+use crate::progress::display::{self, write_warnings};
+use crate::progress::{Mode, ProgressEnv};
+
+/// How long the display may take to draw its end.
+const DISPLAY_END: Duration = Duration::from_secs(5);
+
+/// Builds.
+pub fn run(flags: BuildFlags, global: &Global, env: Env) -> Result<(), CliError> {
+    let progress = ProgressEnv::read(|name| env.var(name).map(str::to_owned), std::io::stderr().is_terminal());
+    let options = BuildOptions::new(flags, &env, &progress)?;
+    let inputs = context::resolve(&options, &env, std::io::stdin())?;
+    let caches = local_cache::resolve(&options.cache_from, &options.cache_to, &env)?;
+    forget_image_id(&options)?;
+    super::block_on(build(options, inputs, caches, progress, global, env))
+}
+
+/// Removes an image id of an earlier build, so that it is not taken for this one's.
+fn forget_image_id(options: &BuildOptions) -> Result<(), CliError> {
+    let Some(path) = &options.iidfile else { return Ok(()) };
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound && path.is_file() => {
+            Err(CliError::environment(format!("removing image ID file {}: {}", path.display(), io_text(&e))))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn build(
+    options: BuildOptions,
+    mut inputs: Inputs,
+    caches: Caches,
+    progress: ProgressEnv,
+    global: &Global,
+    env: Env,
+) -> Result<(), CliError> {
+    let cancel = cancel_on_signals()?;
+    let engine = tokio::select! {
+        engine = connect(global, &env) => engine?,
+        () = cancel.cancelled() => return Err(CliError::canceled()),
+    };
+    if options.build_ca.is_some() && !engine.is_kiln() {
+        return Err(CliError::user(format!("--build-ca needs an engine of kiln, and {} is none", engine.place)));
+    }
+    for warning in &caches.warnings {
+        say(&format!("WARNING: {warning}"));
+    }
+    let offer = Offer::new(&options, &mut inputs, &caches, &env)?;
+    let request =
+        request::build(&options, &inputs, offer.upload_url().as_deref(), caches.imports.clone(), caches.exports.clone())?;
+    let header = format!("building with \"{}\" instance using {} engine", "default", engine_name(&engine));
+    let (feed, outcome) = display::start(options.mode, &progress, &header);
+    let solve = Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone() };
+    let solved = solve.run(&cancel).await;
+    // The feed is gone, so the display is drawing its end.
+    let outcome = match tokio::time::timeout(DISPLAY_END, outcome).await {
+        Ok(Ok(outcome)) => outcome,
+        _ => Default::default(),
+    };
+    show_warnings(&options, &outcome.warnings, &progress, global.debug);
+    let solved = solved?;
+    finish(&options, &caches, &solved, &outcome.warnings, &env)
+}
+
+fn engine_name(engine: &Engine) -> &str {
+    if engine.is_kiln() { "kiln" } else { "remote" }
+}
+
+fn show_warnings(options: &BuildOptions, warnings: &[WarningProgress], progress: &ProgressEnv, debug: bool) {
+    if matches!(options.mode, Mode::Tty | Mode::Plain) {
+        // A closed standard error has no reader that could be told.
+        let _ = write_warnings(&mut std::io::stderr(), warnings, debug, &progress.style);
+    }
+}
+
+/// Leaves behind what was asked for.
+fn finish(
+    options: &BuildOptions,
+    caches: &Caches,
+    solved: &Solved,
+    warnings: &[WarningProgress],
+    env: &Env,
+) -> Result<(), CliError> {
+    let response: &Response = &solved.response;
+    result::update_indexes(response, &caches.update, &options.outputs)?;
+    if let Some(path) = &options.iidfile {
+        result::write_image_id(path, response)?;
+    }
+    if let Some(path) = &options.metadata_file {
+        let warnings = env.flag("BUILDX_METADATA_WARNINGS").then_some(warnings);
+        result::write_metadata(path, &result::metadata(response, &solved.reference, warnings))?;
+    }
+    if options.mode == Mode::Quiet
+        && let Some(id) = result::image_id(response)
+    {
+        crate::print(&format!("{id}\n"))?;
+    }
+    if let Some(message) = response.get("frontend.result.inlinemessage") {
+        crate::print(&format!("\n{message}\n"))?;
+    }
+    Ok(())
+}
+
+/// Returns a token that the first Ctrl-C (or SIGTERM) cancels; the second ends the process at once.
+fn cancel_on_signals() -> Result<CancellationToken, CliError> {
+    let listen = |kind| signal(kind).map_err(|e| CliError::environment(format!("cannot wait for signals: {}", io_text(&e))));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        for _ in 0..2 {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if cancel.is_cancelled() {
+                // The cursor may be hidden in the middle of a frame.
+                say(if std::io::stderr().is_terminal() { "\x1b[?25h" } else { "" });
+                std::process::exit(i32::from(EXIT_CANCELED));
+            }
+            cancel.cancel();
+        }
+    });
+    Ok(token)
+}
+
+fn say(text: &str) {
+    // There is no other place to tell that standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,43 @@
+//! The commands, one file each.
+
+mod build;
+mod cache;
+mod daemon;
+mod du;
+mod prune;
+mod record;
+mod version;
+
+use std::future::Future;
+
+use crate::args::{CacheCommand, Cli, Command, DaemonCommand};
+use crate::env::Env;
+use crate::error::{CliError, io_text};
+
+/// Runs a command.
+pub fn run(cli: Cli, env: Env) -> Result<(), CliError> {
+    let global = cli.global;
+    match cli.command {
+        Command::Build(flags) => build::run(*flags, &global, env),
+        Command::Daemon(DaemonCommand::Run(flags)) => daemon::run(flags, &global, &env),
+        Command::Daemon(DaemonCommand::Status) => block_on(daemon::status(&global, &env)),
+        Command::Daemon(DaemonCommand::Stop(flags)) => block_on(daemon::stop(flags, &global, &env)),
+        Command::Cache(CacheCommand::Verify(flags)) => block_on(cache::verify(flags, &global, &env)),
+        Command::Du(flags) => block_on(du::run(flags, &global, &env)),
+        Command::Prune(flags) => block_on(prune::run(flags, &global, &env)),
+        Command::Version => version::run(),
+    }
+}
+
+/// Runs a future to its end on a small runtime.
+fn block_on<F: Future<Output = Result<(), CliError>>>(future: F) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::environment(format!("cannot start threads: {}", io_text(&e))))?;
+    let result = runtime.block_on(future);
+    // Blocked threads are left to the end of the process.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,93 @@
+//! The lines of a source file an error or warning points at, with a marker before each of them:
+//!
+//! ```text
+//! Dockerfile:3
+//! --------------------
+//!    1 |     FROM base
+//!    2 |
+//!    3 | >>> RUN make
+//! --------------------
+//! ```
+
+use kiln_llb::pb;
+
+/// Renders the lines of `ranges` with a little around them; `None` when the ranges are not in the file.
+pub fn render(source: &pb::SourceInfo, ranges: &[pb::Range]) -> Option<String> {
+    let text = String::from_utf8_lossy(&source.data);
+    let lines: Vec<&str> = text.split('\n').collect();
+    let first_of = |r: &pb::Range| r.start.as_ref().map_or(0, |p| p.line);
+    let last_of = |r: &pb::Range| r.end.as_ref().map_or(0, |p| p.line).max(first_of(r));
+    let first = usize::try_from(ranges.iter().map(first_of).min()?).ok()?;
+    let last = usize::try_from(ranges.iter().map(last_of).max()?).ok()?.min(lines.len());
+    if first == 0 || first > lines.len() {
+        return None;
+    }
+    let (from, to) = window(first, last, lines.len());
+    let mut out = format!("{}:{first}\n--------------------\n", source.filename);
+    for (number, line) in lines.iter().enumerate().map(|(i, l)| (i + 1, l)).skip(from - 1).take(to + 1 - from) {
+        let hit =
+            ranges.iter().any(|r| (first_of(r)..=last_of(r)).contains(&i32::try_from(number).unwrap_or(i32::MAX)));
+        let mark = if hit { ">>>" } else { "   " };
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        out.push_str(&format!(" {number:3} | {mark} {line}\n"));
+    }
+    out.push_str("--------------------\n");
+    Some(out)
+}
+
+/// Widens a range of lines: by two lines each way when it is one line, else by one; what one end lacks goes to the other.
+fn window(first: usize, last: usize, count: usize) -> (usize, usize) {
+    let (mut from, mut to) = (first, last.max(first));
+    let budget = if from == to { 4 } else { 2 };
+    let mut spent = 0;
+    while spent < budget {
+        if from > 1 {
+            from -= 1;
+            spent += 1;
+        }
+        if to < count {
+            to += 1;
+            spent += 1;
+        }
+        spent += 1;
+    }
+    (from, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> pb::SourceInfo {
+        pb::SourceInfo { filename: "Dockerfile".into(), data: text.as_bytes().to_vec().into(), ..Default::default() }
+    }
+
+    fn lines(start: i32, end: i32) -> pb::Range {
+        let position = |line| Some(pb::Position { line, character: 0 });
+        pb::Range { start: position(start), end: position(end) }
+    }
+
+    #[test]
+    fn one_line_with_context() {
+        let got = render(&file("FROM a\nARG x\nRUN false\nCMD z\n"), &[lines(3, 3)]);
+        let want = "Dockerfile:3\n--------------------\n   1 |     FROM a\n   2 |     ARG x\n   3 | >>> RUN false\n   4 |     CMD z\n   5 |     \n--------------------\n";
+        assert_eq!(got.as_deref(), Some(want));
+    }
+
+    #[test]
+    fn several_lines_and_file_ends() {
+        let got = render(&file("RUN a \\\n  b"), &[lines(1, 2)]).unwrap_or_default();
+        assert_eq!(
+            got,
+            "Dockerfile:1\n--------------------\n   1 | >>> RUN a \\\n   2 | >>>   b\n--------------------\n"
+        );
+    }
+
+    #[test]
+    fn ranges_outside_give_nothing() {
+        assert_eq!(render(&file("FROM a"), &[]), None);
+        assert_eq!(render(&file("FROM a"), &[lines(7, 7)]), None);
+        assert_eq!(render(&file("FROM a"), &[lines(0, 0)]), None);
+        assert_eq!(render(&file("FROM a"), &[lines(-4, 1)]), None);
+    }
+}
