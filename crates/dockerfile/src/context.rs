@@ -105,7 +105,7 @@ fn http_source(builder: &mut Builder, url: &str) -> Output {
 }
 
 impl GitContext {
-    fn lower(&self, builder: &mut Builder) -> Outcome<Output> {
+    pub(crate) fn lower(&self, builder: &mut Builder) -> Outcome<Output> {
         let mut options = self.git.options();
         options.keep_git_dir = self.keep_git_dir || self.git.keep_git_dir == Some(true);
         options.mtime = match &self.git.mtime {

@@ -100,7 +100,11 @@ pub fn detect_syntax(data: &[u8]) -> Option<Syntax> {
     }
     let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
     let value = json.get("syntax")?.as_str()?;
-    Some(Syntax { image: value.to_owned(), command_line: value.to_owned(), lines: Lines::new(skipped + 1, skipped + 1) })
+    Some(Syntax {
+        image: value.to_owned(),
+        command_line: value.to_owned(),
+        lines: Lines::new(skipped + 1, skipped + 1),
+    })
 }
 
 fn syntax(value: &str, lines: Lines) -> Syntax {

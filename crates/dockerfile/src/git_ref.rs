@@ -62,8 +62,7 @@ pub fn parse(text: &str) -> Result<Option<GitRef>, String> {
         true => url.remote.trim_start_matches("https://").to_owned(),
         false => url.remote.clone(),
     };
-    let mut git =
-        GitRef { remote, reference: url.git_ref, subdir: url.subdir, looks_local, ..GitRef::default() };
+    let mut git = GitRef { remote, reference: url.git_ref, subdir: url.subdir, looks_local, ..GitRef::default() };
     git.apply_query(&url.query)?;
     Ok(Some(git))
 }
@@ -130,7 +129,9 @@ mod tests {
 
     #[test]
     fn addresses_meant_for_git() {
-        for text in ["https://h.test/a/b.git", "git://h.test/a", "ssh://git@h.test/a", "git@h.test:a/b", "github.com/a/b"] {
+        for text in
+            ["https://h.test/a/b.git", "git://h.test/a", "ssh://git@h.test/a", "git@h.test:a/b", "github.com/a/b"]
+        {
             assert!(parse(text).unwrap().is_some(), "{text}");
         }
         for text in ["https://h.test/a.tgz", "./x.git", "../x", "dir/file", "ftp://h/x.git", "http://[", "a b"] {
@@ -140,7 +141,8 @@ mod tests {
 
     #[test]
     fn parameters_are_read() {
-        let git = parse("https://h.test/a.git?tag=v1&subdir=d&submodules=false&keep-git-dir&commit=abc").unwrap().unwrap();
+        let git =
+            parse("https://h.test/a.git?tag=v1&subdir=d&submodules=false&keep-git-dir&commit=abc").unwrap().unwrap();
         assert_eq!((git.reference.as_str(), git.subdir.as_str(), git.checksum.as_str()), ("refs/tags/v1", "d", "abc"));
         assert_eq!((git.submodules, git.keep_git_dir), (Some(false), Some(true)));
         assert_eq!(git.remote, "https://h.test/a.git");

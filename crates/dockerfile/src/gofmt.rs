@@ -75,9 +75,10 @@ pub(crate) fn parse_duration(text: &str) -> Result<i64, String> {
         if end == 0 {
             return Err(format!("time: missing unit in duration {}", quote(text)));
         }
-        let unit = UNITS.iter().find(|(name, _)| *name == &rest[..end]).ok_or_else(|| {
-            format!("time: unknown unit {} in duration {}", quote(&rest[..end]), quote(text))
-        })?;
+        let unit = UNITS
+            .iter()
+            .find(|(name, _)| *name == &rest[..end])
+            .ok_or_else(|| format!("time: unknown unit {} in duration {}", quote(&rest[..end]), quote(text)))?;
         total += number * unit.1 as f64;
         rest = &rest[end..];
     }

@@ -39,10 +39,7 @@ impl Lines {
 
 impl From<Lines> for Span {
     fn from(lines: Lines) -> Self {
-        Self {
-            start: Position { line: lines.first, column: 0 },
-            end: Position { line: lines.last, column: 0 },
-        }
+        Self { start: Position { line: lines.first, column: 0 }, end: Position { line: lines.last, column: 0 } }
     }
 }
 

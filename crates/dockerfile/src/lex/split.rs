@@ -130,7 +130,10 @@ mod tests {
 
     #[test]
     fn words_keep_their_quotes() {
-        assert_eq!(quoted_words(r#"a=1 b="x y" c='p\' d=\ e f"" \"#, '\\'), ["a=1", "b=\"x y\"", "c='p\\'", "d=\\ e", "f\"\""]);
+        assert_eq!(
+            quoted_words(r#"a=1 b="x y" c='p\' d=\ e f"" \"#, '\\'),
+            ["a=1", "b=\"x y\"", "c='p\\'", "d=\\ e", "f\"\""]
+        );
         assert_eq!(quoted_words("``\" x", '`'), ["``\" x"]);
         assert_eq!(blank_words("a\tb  c"), ["a", "b", "c"]);
         assert_eq!(key_and_rest("k \t v w "), Some(("k", "v w ")));

@@ -1,0 +1,36 @@
+//! What the ignore file excludes is not there to be copied. Ignore files with `!` are not judged.
+
+use super::Rule;
+
+/// See the module.
+pub const RULE: Rule = Rule {
+    name: "CopyIgnoredFile",
+    description: "Attempting to Copy file that is excluded by .dockerignore",
+    page: "copy-ignored-file",
+    experimental: false,
+};
+
+use kiln_stdx::pattern::{PatternMatcher, clean};
+
+pub(crate) fn check(
+    instruction: &crate::ast::Instruction,
+    source: &str,
+    matcher: &PatternMatcher,
+    linter: &mut super::Linter,
+) {
+    if matcher.is_empty() || matcher.has_negations() {
+        return;
+    }
+    let path = clean(source.as_bytes());
+    let root = path == b"." || path == b"/";
+    if root && !matcher.patterns().any(|(p, _)| matches!(p, b"*" | b"**" | b"**/*")) {
+        return;
+    }
+    if matcher.matches(&path) {
+        let add = matches!(instruction.kind, crate::ast::Kind::Add(_));
+        let command = if add { "Add" } else { "Copy" };
+        let quoted = crate::gofmt::quote(&String::from_utf8_lossy(&path));
+        let message = format!("Attempting to {command} file {quoted} that is excluded by .dockerignore");
+        linter.warn(&RULE, &instruction.comments, Some(instruction.lines), message);
+    }
+}

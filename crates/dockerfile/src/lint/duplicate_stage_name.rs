@@ -1,0 +1,23 @@
+//! A name that is given twice means its last use only.
+
+use super::Rule;
+
+/// See the module.
+pub const RULE: Rule = Rule {
+    name: "DuplicateStageName",
+    description: "Stage names should be unique",
+    page: "duplicate-stage-name",
+    experimental: false,
+};
+
+pub(super) fn check(file: &crate::ast::Dockerfile, linter: &mut super::Linter) {
+    let mut seen = std::collections::BTreeSet::new();
+    for stage in &file.stages {
+        let Some(name) = &stage.name else { continue };
+        if !seen.insert(name) {
+            let quoted = crate::gofmt::quote(name);
+            let message = format!("Duplicate stage name {quoted}, stage names should be unique");
+            linter.warn(&RULE, &stage.comments, Some(stage.lines), message);
+        }
+    }
+}

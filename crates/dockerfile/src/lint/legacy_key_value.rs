@@ -1,0 +1,19 @@
+//! `ENV k v` takes the whole rest of the line; `ENV k=v` says what is meant.
+
+use super::Rule;
+
+/// See the module.
+pub const RULE: Rule = Rule {
+    name: "LegacyKeyValueFormat",
+    description: "Legacy key/value format with whitespace separator should not be used",
+    page: "legacy-key-value-format",
+    experimental: false,
+};
+
+pub(crate) fn check(instruction: &crate::ast::Instruction, pair: &crate::ast::Pair, linter: &mut super::Linter) {
+    if pair.legacy {
+        let name = &instruction.keyword;
+        let message = format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
+        linter.warn(&RULE, &instruction.comments, Some(instruction.lines), message);
+    }
+}

@@ -1,0 +1,27 @@
+//! A variable in FROM must be a global ARG or a platform argument.
+
+use super::Rule;
+
+/// See the module.
+pub const RULE: Rule = Rule {
+    name: "UndefinedArgInFrom",
+    description: "FROM command must use declared ARGs",
+    page: "undefined-arg-in-from",
+    experimental: false,
+};
+
+use std::collections::BTreeSet;
+
+pub(crate) fn check(
+    stage: &crate::ast::Stage,
+    unmatched: &BTreeSet<String>,
+    known: &BTreeSet<String>,
+    linter: &mut super::Linter,
+) {
+    for name in unmatched.difference(known) {
+        let nearest = kiln_stdx::suggest::nearest(name, known.iter().map(String::as_str));
+        let hint = nearest.map(|n| format!(" (did you mean {n}?)")).unwrap_or_default();
+        let message = format!("FROM argument '{name}' is not declared{hint}");
+        linter.warn(&RULE, &stage.comments, Some(stage.lines), message);
+    }
+}

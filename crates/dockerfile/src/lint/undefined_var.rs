@@ -1,0 +1,18 @@
+//! A variable that no ARG or ENV above sets is empty.
+
+use super::Rule;
+
+/// See the module.
+pub const RULE: Rule = Rule {
+    name: "UndefinedVar",
+    description: "Variables should be defined before their use",
+    page: "undefined-var",
+    experimental: false,
+};
+
+pub(crate) fn check(instruction: &crate::ast::Instruction, name: &str, known: &[String], linter: &mut super::Linter) {
+    let nearest = kiln_stdx::suggest::nearest(name, known.iter().map(String::as_str)).filter(|n| *n != name);
+    let hint = nearest.map(|n| format!(" (did you mean ${n}?)")).unwrap_or_default();
+    let message = format!("Usage of undefined variable '${name}'{hint}");
+    linter.warn(&RULE, &instruction.comments, Some(instruction.lines), message);
+}
