@@ -1,7 +1,7 @@
 //! Checks of the core's own consistency, for the simulator.
 
 use super::Core;
-use super::graph::{Call, Exec, State, VertexId};
+use super::graph::{Call, Exec, Level, Out, State, VertexId};
 
 impl<R: Clone, O: Clone> Core<R, O> {
     /// Checks that every vertex that is wanted waits for something that will happen.
@@ -13,13 +13,16 @@ impl<R: Clone, O: Clone> Core<R, O> {
             matches!(node.exec, Exec::Running(..) | Exec::Stopping(..)) && node.bound == crate::vertex::Bound::Limited
         });
         let counted = counted.count();
-        #[cfg(test)]
         if counted != self.running && self.planted.is_none() {
             return Err(format!("{counted} executions run, {} are counted", self.running));
         }
         for (&vertex, node) in &self.nodes {
             if !node.wanted.is_empty() && node.failure.is_none() && !self.waits(vertex) {
                 return Err(format!("vertex {} is wanted and waits for nothing", vertex.0));
+            }
+            let met = |out: &Out<R>| out.target() == Level::None || !matches!(out.state, State::Open);
+            if node.outputs.values().all(met) && node.inputs.iter().any(|input| input.ask > Level::None) {
+                return Err(format!("vertex {} has what is wanted of it and yet wants inputs", vertex.0));
             }
             if let Exec::Following(leader, _) = node.exec
                 && !self.nodes.get(&leader).is_some_and(|leader| leader.followers.contains(&vertex))
@@ -35,7 +38,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
         let calling = |call: &Call<_>| matches!(call, Call::Running(_) | Call::Stopping(_));
         matches!(node.map, Call::Running(_) | Call::Stopping(_))
             || !matches!(node.exec, Exec::Idle | Exec::Done(_))
-            || node.inputs.iter().any(|input| input.ask > super::graph::Level::None || calling(&input.content))
+            || node.inputs.iter().any(|input| input.ask > Level::None || calling(&input.content))
             || node.outputs.values().any(|out| {
                 out.query.is_some()
                     || out.records.task.is_some()

@@ -113,6 +113,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 out.records = Default::default();
                 out.probed_since = None;
                 out.reached = Level::None;
+                out.told = (Level::None, 0);
             }
         }
         let inputs = node.inputs.len();

@@ -139,6 +139,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
     pub(super) fn release_followers(&mut self, vertex: VertexId) {
         for follower in self.take_followers(vertex) {
             if let Exec::Following(..) = self.take_exec(follower) {
+                self.report_interrupted(follower);
                 self.touch(follower);
             }
         }

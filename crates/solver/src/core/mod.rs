@@ -72,8 +72,10 @@ pub(crate) enum Planted {
     NoSingleFlight,
     /// A called-off execution is not awaited before the next starts.
     NoWaitForStop,
-    /// A vertex is executed although it is covered by what is made from it.
+    /// A vertex that has its result goes on wanting its inputs.
     KeepDemands,
+    /// A look-up is not repeated when equal work was saved meanwhile.
+    NoRecheck,
     /// A vertex keeps its place in the graph when its jobs are over.
     Leak,
 }

@@ -114,7 +114,10 @@ pub(crate) fn plan<R>(head: &Head<'_>, out: &mut Out<R>) -> Vec<Action> {
             out.asks.fill(Level::None);
             return vec![Action::Unload];
         }
-        State::Loading(..) | State::Saving(..) => return Vec::new(),
+        State::Loading(..) | State::Saving(..) => {
+            out.asks.fill(Level::None);
+            return Vec::new();
+        }
         State::Complete(_) => {
             out.reached = Level::Complete;
             out.asks.fill(Level::None);

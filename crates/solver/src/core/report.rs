@@ -69,7 +69,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
 
     pub(super) fn report_cached(&mut self, vertex: VertexId, jobs: &[JobId], by: CachedBy) {
         for &job in jobs {
-            if self.loaded(vertex, job) {
+            // One output may be loaded while another is made.
+            if self.loaded(vertex, job) && self.seen(vertex, job) != Some(Seen::Started) {
                 self.report(vertex, job, VertexChange::Cached(by));
             }
         }
@@ -100,6 +101,15 @@ impl<R: Clone, O: Clone> Core<R, O> {
             self.report_unseen(vertex, job);
         } else if matches!(node.map, Call::Running(_)) && node.inputs.is_empty() {
             self.report(vertex, job, VertexChange::Resolving);
+        }
+    }
+
+    /// Tells all who were told of the start of an execution that it is over without an outcome; another may begin.
+    pub(super) fn report_interrupted(&mut self, vertex: VertexId) {
+        for job in self.wanting(vertex) {
+            if self.seen(vertex, job) == Some(Seen::Started) {
+                self.report(vertex, job, VertexChange::Canceled);
+            }
         }
     }
 

@@ -140,6 +140,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
             Err(error) => {
                 self.unregister_vertex(vertex);
                 if stopping || self.may_retry(vertex, &error) || self.is_orphan(vertex, &error) {
+                    self.report_interrupted(vertex);
                     self.release_followers(vertex);
                 } else {
                     self.fail_followers(vertex, &error);
@@ -164,12 +165,15 @@ impl<R: Clone, O: Clone> Core<R, O> {
             let wanted = out.target() == super::graph::Level::Complete && *index as usize >= results.len();
             wanted.then_some(*index)
         });
-        let open: Vec<u32> = node
-            .outputs
-            .iter()
-            .filter(|(index, out)| matches!(out.state, State::Open) && (**index as usize) < results.len())
-            .map(|(index, _)| *index)
-            .collect();
+        // Outputs that nobody asked for yet are kept too: whoever asks later need not run it again.
+        let inputs = node.inputs.len();
+        let mut open = Vec::new();
+        for index in 0..results.len() as u32 {
+            let out = node.outputs.entry(index).or_insert_with(|| super::graph::Out::new(inputs));
+            if matches!(out.state, State::Open) {
+                open.push(index);
+            }
+        }
         let count = results.len();
         node.exec = Exec::Done(Box::new(Made { results, known, origin: vertex }));
         self.report_completed(vertex);
@@ -231,6 +235,9 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 #[cfg(test)]
                 if self.planted(super::Planted::NoWaitForStop) {
                     self.unregister_vertex(vertex);
+                    self.tasks.remove(&task);
+                    self.running -=
+                        usize::from(self.nodes.get(&vertex).is_some_and(|node| node.bound == Bound::Limited));
                     return;
                 }
                 self.set_exec(vertex, Exec::Stopping(prepared));

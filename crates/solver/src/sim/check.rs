@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::run::{JobPlan, Pending};
+use kiln_stdx::Digest;
+
+use super::run::{JobPlan, Waiting};
 use super::world::{Swarm, Val, World};
 use crate::context::JobId;
 use crate::core::{Core, TaskId, Ticket, VertexId};
 use crate::error::SolveError;
 use crate::event::VertexChange;
 use crate::job::Solved;
-use crate::op::OpError;
 use crate::vertex::{Bound, VertexDigest};
 
 pub(super) struct Checks {
@@ -20,12 +21,15 @@ pub(super) struct Checks {
     /// Wishes that are not answered.
     open: BTreeMap<(JobId, Ticket), (usize, u32)>,
     pub withdrawn: BTreeSet<Ticket>,
-    /// Vertices whose operation failed at least once.
-    pub failed: BTreeSet<VertexDigest>,
+    /// Operations that failed at least once; vertices of equal key fail together.
+    pub failed: BTreeSet<Digest>,
     pub names: BTreeMap<VertexId, VertexDigest>,
+    /// What runs, by vertex and by digest.
     running: BTreeMap<VertexId, usize>,
+    /// Whether one digest may stand for two vertices: one that uses the cache and one that ignores it.
+    twofold: bool,
     /// Work that was done, in strict runs.
-    done: BTreeSet<(kiln_stdx::Digest, u64)>,
+    done: BTreeSet<(Digest, u64)>,
     pub solved: BTreeSet<(usize, u32)>,
     /// Set when all that can be cached is.
     pub warm: bool,
@@ -42,6 +46,7 @@ impl Checks {
         Self {
             strict: swarm.is_strict(),
             limit,
+            twofold: swarm.ignores,
             expected: world.evaluate(),
             storable: world.storable(),
             open: BTreeMap::new(),
@@ -95,8 +100,9 @@ impl Checks {
         jobs: &[JobPlan],
     ) -> Result<(), String> {
         let node = &world.defs[def];
-        if let Some(other) = self.running.insert(vertex, def) {
-            return self.broken(format!("v{def} runs while v{other} of the same vertex does"));
+        let twice = self.running.values().any(|other| *other == def) && !self.twofold;
+        if self.running.insert(vertex, def).is_some() || twice {
+            return self.broken(format!("v{def} is run while it runs"));
         }
         let limited = self.running.values().filter(|def| world.defs[**def].bound == Bound::Limited).count();
         if limited > self.limit {
@@ -137,14 +143,7 @@ impl Checks {
         world.defs[def].inputs.iter().map(|(from, out)| self.expected[*from][*out as usize]).collect()
     }
 
-    pub fn executed(
-        &mut self,
-        _world: &World,
-        vertex: VertexId,
-        _def: usize,
-        _inputs: &[Val],
-        _outcome: &Result<Vec<Val>, OpError>,
-    ) {
+    pub fn executed(&mut self, vertex: VertexId) {
         self.running.remove(&vertex);
     }
 
@@ -171,9 +170,13 @@ impl Checks {
                 Ok(())
             }
             Err(SolveError::Canceled) if self.withdrawn.contains(&ticket) => Ok(()),
-            Err(SolveError::Vertex { vertex, .. }) if self.failed.contains(&vertex) => Ok(()),
+            Err(SolveError::Vertex { vertex, .. }) if self.has_failed(world, vertex) => Ok(()),
             Err(error) => self.broken(format!("v{def} failed without reason: {error:?}")),
         }
+    }
+
+    fn has_failed(&self, world: &World, vertex: VertexDigest) -> bool {
+        world.by_digest.get(&vertex).is_some_and(|def| self.failed.contains(&world.defs[*def].op))
     }
 
     pub fn report(
@@ -217,11 +220,7 @@ impl Checks {
     }
 
     /// Somebody who waits must wait for something.
-    pub fn after_step(
-        &self,
-        core: &Core<Val, usize>,
-        pending: &BTreeMap<TaskId, (Pending, bool)>,
-    ) -> Result<(), String> {
+    pub fn after_step(&self, core: &Core<Val, usize>, pending: &BTreeMap<TaskId, Waiting>) -> Result<(), String> {
         if !self.open.is_empty() && pending.is_empty() {
             return self.broken(format!("{} wishes open and nothing under way", self.open.len()));
         }

@@ -42,8 +42,24 @@ fn a_seed_gives_one_trace() {
 
 #[test]
 fn planted_faults_are_found() {
-    for fault in [Planted::NoSingleFlight, Planted::NoWaitForStop, Planted::KeepDemands, Planted::Leak] {
-        let found = (0..SEEDS).find_map(|seed| run::run(seed, Some(fault)).err());
-        assert!(found.is_some(), "{fault:?} was not found");
+    let faults =
+        [Planted::NoSingleFlight, Planted::NoWaitForStop, Planted::KeepDemands, Planted::NoRecheck, Planted::Leak];
+    for fault in faults {
+        let found = (0..from_env("KILN_SIM_SEEDS").unwrap_or(SEEDS))
+            .find_map(|seed| Some((seed, run::run(seed, Some(fault)).err()?)));
+        let Some((seed, error)) = found else { panic!("{fault:?} was not found") };
+        let first = error.lines().next().unwrap_or_default();
+        let told = fault_symptoms(fault).iter().any(|symptom| first.contains(symptom));
+        assert!(told, "{fault:?} at seed {seed} showed as: {first}");
+    }
+}
+
+/// Returns what the checks may say about a planted fault.
+fn fault_symptoms(fault: Planted) -> &'static [&'static str] {
+    match fault {
+        Planted::NoSingleFlight | Planted::NoRecheck => &["repeats work"],
+        Planted::NoWaitForStop => &["run while it runs", "started twice", "executions at once"],
+        Planted::KeepDemands => &["yet wants inputs"],
+        Planted::Leak => &["left at the end"],
     }
 }

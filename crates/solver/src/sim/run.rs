@@ -15,7 +15,7 @@ use crate::keystore::{Loaded, RecordRef, Save, StoreId};
 use crate::memory::Tables;
 use crate::miss::Gone;
 use crate::op::OpError;
-use crate::vertex::{CacheUse, Edge, StepSlot, VertexDigest};
+use crate::vertex::{CacheUse, Edge, StepSlot};
 
 /// An effect that waits to be answered.
 pub(super) enum Pending {
@@ -28,6 +28,14 @@ pub(super) enum Pending {
     Explain,
     Execute { vertex: VertexId, def: usize, inputs: Vec<Val> },
     Save { key: KeyId, op: OutputKey, links: Vec<LinkFrom>, result: Val },
+}
+
+/// A pending effect, and how it fares.
+pub(super) struct Waiting {
+    pending: Pending,
+    aborted: bool,
+    /// Answered only when there is nothing better to do, mostly.
+    slow: bool,
 }
 
 /// A job of the plan.
@@ -51,7 +59,7 @@ pub(super) struct Sim {
     pub core: Core<Val, usize>,
     pub main: Tables<Val>,
     pub import: Tables<Val>,
-    pub pending: BTreeMap<TaskId, (Pending, bool)>,
+    pub pending: BTreeMap<TaskId, Waiting>,
     pub jobs: Vec<JobPlan>,
     pub wanted: BTreeMap<VertexId, Vec<JobId>>,
     pub faults: BTreeMap<(usize, &'static str), u32>,
@@ -167,7 +175,9 @@ impl Sim {
             let act = !alive.is_empty() && (self.pending.is_empty() || self.rng.chance(25));
             let mut events = Vec::new();
             if act {
-                let at = alive[self.rng.below(alive.len())];
+                // Jobs that are through end soon, so that others are left alone with what they had in common.
+                let through = alive.iter().copied().find(|at| self.is_through(*at)).filter(|_| self.rng.chance(60));
+                let at = through.unwrap_or(alive[self.rng.below(alive.len())]);
                 events.extend(self.act(at)?);
             } else {
                 let batch = if self.rng.chance(30) { 3 } else { 1 };
@@ -202,13 +212,13 @@ impl Sim {
             self.load(at)?;
             return Ok(None);
         }
-        if self.swarm.cancels && self.rng.chance(4) {
+        if self.swarm.cancels && self.rng.chance(6) {
             return Ok(Some(self.end(at)));
         }
         if self.swarm.lost_sessions && self.rng.chance(4) {
             job.session = false;
         }
-        if self.swarm.cancels && self.rng.chance(4) {
+        if self.swarm.cancels && self.rng.chance(6) {
             if let Some(&ticket) = self.checks.tickets_of(id).first() {
                 self.checks.withdrawn.insert(ticket);
                 return Ok(Some(Event::Withdraw { job: id, ticket }));
@@ -224,6 +234,11 @@ impl Sim {
             return Ok(Some(self.end(at)));
         }
         Ok(None)
+    }
+
+    fn is_through(&self, at: usize) -> bool {
+        let job = &self.jobs[at];
+        job.next_want >= job.wants.len() && self.checks.tickets_of(job.id).is_empty()
     }
 
     fn end(&mut self, at: usize) -> Event<Val> {
@@ -297,7 +312,7 @@ impl Sim {
                 self.note(&format!("execute {op} {} {miss}", vertex.0));
                 let wanted = self.wanted.get(&vertex).cloned().unwrap_or_default();
                 self.checks.execute(&self.world, vertex, op, &inputs, &wanted, &self.jobs)?;
-                self.pending.insert(task, (Pending::Execute { vertex, def: op, inputs }, false));
+                self.enqueue(task, Pending::Execute { vertex, def: op, inputs });
             }
             Effect::Save { task, key, op, links, result } => {
                 self.wait(task, &format!("save {key:?}"), Pending::Save { key, op, links, result });
@@ -308,8 +323,8 @@ impl Sim {
             }
             Effect::Abort { task } => {
                 self.note(&format!("abort {}", task.0));
-                if let Some((_, aborted)) = self.pending.get_mut(&task) {
-                    *aborted = true;
+                if let Some(waiting) = self.pending.get_mut(&task) {
+                    waiting.aborted = true;
                 }
             }
             Effect::Forget { record, why } => {
@@ -338,7 +353,12 @@ impl Sim {
 
     fn wait(&mut self, task: TaskId, what: &str, pending: Pending) {
         self.note(&format!("{} {what}", task.0));
-        self.pending.insert(task, (pending, false));
+        self.enqueue(task, pending);
+    }
+
+    fn enqueue(&mut self, task: TaskId, pending: Pending) {
+        let slow = self.rng.chance(15);
+        self.pending.insert(task, Waiting { pending, aborted: false, slow });
     }
 
     fn table(&mut self, store: StoreId) -> &mut Tables<Val> {
@@ -350,9 +370,19 @@ impl Sim {
         if self.pending.is_empty() {
             return None;
         }
-        let at = self.rng.below(self.pending.len());
-        let task = *self.pending.keys().nth(at)?;
-        let (pending, aborted) = self.pending.remove(&task)?;
+        // What was called off tends to take its time.
+        let prompt: Vec<TaskId> = self
+            .pending
+            .iter()
+            .filter(|(_, waiting)| !waiting.aborted && !waiting.slow)
+            .map(|(task, _)| *task)
+            .collect();
+        let task = if prompt.is_empty() || self.rng.chance(10) {
+            *self.pending.keys().nth(self.rng.below(self.pending.len()))?
+        } else {
+            prompt[self.rng.below(prompt.len())]
+        };
+        let Waiting { pending, aborted, .. } = self.pending.remove(&task)?;
         self.note(&format!("answer {}", task.0));
         let aborted = aborted && !self.rng.chance(30);
         Some(match pending {
@@ -388,7 +418,7 @@ impl Sim {
             Pending::Explain => Event::Explained { task, detail: Some("path".to_owned()) },
             Pending::Execute { vertex, def, inputs } => {
                 let outcome = self.execute(vertex, def, &inputs, aborted);
-                self.checks.executed(&self.world, vertex, def, &inputs, &outcome);
+                self.checks.executed(vertex);
                 Event::Executed { task, outcome }
             }
             Pending::Save { key, op, links, result } => {
@@ -464,7 +494,7 @@ impl Sim {
         if alive {
             return None;
         }
-        self.checks.failed.insert(self.world.defs[def].digest);
+        self.checks.failed.insert(self.world.defs[def].op);
         Some(OpError::session_lost("session ended"))
     }
 
@@ -475,8 +505,7 @@ impl Sim {
     }
 
     fn fault(&mut self, def: usize) -> OpError {
-        let digest: VertexDigest = self.world.defs[def].digest;
-        self.checks.failed.insert(digest);
+        self.checks.failed.insert(self.world.defs[def].op);
         OpError::new(ErrorClass::UserInput, "planned fault")
     }
 }

@@ -107,7 +107,7 @@ pub(super) struct Swarm {
 
 impl Swarm {
     pub fn random(rng: &mut Rng) -> Self {
-        let calm = rng.chance(25);
+        let calm = rng.chance(35);
         let mut on = |percent| !calm && rng.chance(percent);
         Self {
             faults: on(50),
@@ -155,7 +155,7 @@ impl World {
     }
 
     fn random_def(&self, rng: &mut Rng, swarm: &Swarm, before: &[usize]) -> Def {
-        if !before.is_empty() && rng.chance(20) {
+        if !before.is_empty() && rng.chance(30) {
             // The same work under another digest.
             let twin = self.defs[before[rng.below(before.len())]].clone();
             return sign(twin, rng.next());

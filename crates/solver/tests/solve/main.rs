@@ -1,0 +1,7 @@
+//! The solver through its public API.
+
+mod cache;
+mod export;
+mod jobs;
+mod kit;
+mod reasons;
