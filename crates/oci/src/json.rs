@@ -36,6 +36,14 @@ pub fn to_indented_json<T: Serialize>(what: &'static str, value: &T) -> Result<V
     serde_json::to_vec_pretty(value).map(escape_html).map_err(|e| JsonError::new(what, e))
 }
 
+/// Returns compact JSON in field order: what Go's encoder writes for a struct, byte for byte.
+///
+/// # Errors
+/// A value that JSON cannot express.
+pub fn to_ordered_json<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, JsonError> {
+    serde_json::to_vec(value).map(escape_html).map_err(|e| JsonError::new(what, e))
+}
+
 /// Escapes `<`, `>`, `&`, U+2028 and U+2029 as Go's encoder does, so that digests agree with other tools'.
 ///
 /// These characters appear in JSON only inside strings, so a replacement of bytes is safe.

@@ -12,7 +12,7 @@ pub mod reference;
 
 pub use config::{ContainerConfig, Healthcheck, History, ImageConfig, RootFs};
 pub use descriptor::{Annotations, ChainId, Descriptor, DiffId, chain_ids};
-pub use json::{JsonError, to_compact_json, to_indented_json};
+pub use json::{JsonError, to_compact_json, to_indented_json, to_ordered_json};
 pub use manifest::{Index, Manifest};
 pub use platform::{ParsePlatformError, Platform};
 pub use reference::{ParseReferenceError, Reference};
