@@ -6,6 +6,7 @@
 //! Invariant: no I/O, no async, and no panic, whatever the input.
 
 pub mod ast;
+pub mod attrs;
 pub mod context;
 pub mod diag;
 pub mod directive;
@@ -29,6 +30,7 @@ mod scope;
 pub mod source;
 mod stage;
 
+pub use attrs::FrontendOptions;
 pub use context::MainContext;
 pub use diag::{Diagnostic, DockerfileError, Severity};
 pub use lower::{Lowered, Outline, lower};

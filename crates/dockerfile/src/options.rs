@@ -33,6 +33,8 @@ pub struct BuildOptions {
     pub session: String,
     /// Sessions of single local directories, by session-local name.
     pub local_sessions: BTreeMap<String, String>,
+    /// Id that local directories carry when no session is named; it keeps builds apart.
+    pub local_id: String,
     pub main_context: MainContext,
     /// Patterns of the main context's ignore file, see [`crate::ignore::parse`].
     pub ignore_patterns: Vec<String>,
@@ -76,6 +78,7 @@ impl Default for BuildOptions {
             shared_keys: BTreeMap::new(),
             session: String::new(),
             local_sessions: BTreeMap::new(),
+            local_id: kiln_stdx::rand_id(),
             main_context: MainContext::default(),
             ignore_patterns: Vec::new(),
             no_cache: NoCache::None,

@@ -3,8 +3,6 @@
 use crate::diag::Diagnostic;
 use crate::source::{SourceFile, Span};
 
-/// Lines shown before and after.
-const CONTEXT: usize = 2;
 const RULE: &str = "--------------------";
 
 /// Renders the lines around `spans`:
@@ -30,12 +28,13 @@ pub fn excerpt(source: &SourceFile, spans: &[Span]) -> String {
     marked.sort_unstable();
     marked.dedup();
     let (Some(&first), Some(&last)) = (marked.first(), marked.last()) else { return String::new() };
-    let begin = first.saturating_sub(CONTEXT);
-    let end = (last + 1 + CONTEXT).min(lines.len());
+    let around = if first == last { 2 } else { 1 };
+    let begin = first.saturating_sub(around);
+    let end = (last + 1 + around).min(lines.len());
     let mut out = format!("{}:{}\n{RULE}\n", source.name, first + 1);
     for (i, line) in lines.iter().enumerate().take(end).skip(begin) {
         let mark = if marked.binary_search(&i).is_ok() { ">>>" } else { "   " };
-        out.push_str(format!("{:>4} | {mark} {line}", i + 1).trim_end());
+        out.push_str(format!(" {:>3} | {mark} {line}", i + 1).trim_end());
         out.push('\n');
     }
     out.push_str(RULE);

@@ -111,7 +111,7 @@ pub(crate) struct Lowering<'a> {
 
 impl<'a> Lowering<'a> {
     fn new(file: &'a Dockerfile, plan: &'a Plan, options: &'a BuildOptions, resolved: &'a Resolved) -> Outcome<Self> {
-        let mut builder = Builder::new(options.platform());
+        let mut builder = Builder::new(options.platform()).with_unique_id(options.local_id.clone());
         let map = builder.source_map(SourceMap {
             filename: file.source.name.clone(),
             language: "Dockerfile".into(),
