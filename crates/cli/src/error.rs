@@ -78,11 +78,13 @@ impl CliError {
     }
 
     /// Returns the message without excerpts and hints.
+    #[cfg(test)]
     pub fn message(&self) -> &str {
         &self.message
     }
 
     /// Returns the hints.
+    #[cfg(test)]
     pub fn hints(&self) -> &[String] {
         &self.hints
     }

@@ -10,8 +10,8 @@ use kiln_session::client::LayoutStore;
 use kiln_stdx::Digest;
 
 use super::cache::CacheEntry;
-use super::request::CacheOption;
 use super::layout;
+use super::request::CacheOption;
 use crate::env::{Env, parse_bool};
 use crate::error::{CliError, io_text};
 
@@ -84,8 +84,9 @@ fn export(caches: &mut Caches, entry: &CacheEntry, env: &Env) -> Result<(), CliE
         return Err(CliError::user("local cache exporter requires dest"));
     }
     let reset = match entry.attrs.get("reset") {
-        Some(text) => parse_bool(text)
-            .ok_or_else(|| CliError::user(format!("failed to parse reset attribute: \"{text}\" is not true or false")))?,
+        Some(text) => parse_bool(text).ok_or_else(|| {
+            CliError::user(format!("failed to parse reset attribute: \"{text}\" is not true or false"))
+        })?,
         None => false,
     };
     let dir = env.cwd().join(dest);
@@ -189,7 +190,10 @@ mod tests {
             (vec!["type=local"], "local cache exporter requires dest"),
             (vec!["type=registry"], "registry cache exporter requires ref"),
             (vec!["type=inline", "type=inline"], "duplicate cache exports"),
-            (vec!["type=local,dest=x,reset=perhaps"], "failed to parse reset attribute: \"perhaps\" is not true or false"),
+            (
+                vec!["type=local,dest=x,reset=perhaps"],
+                "failed to parse reset attribute: \"perhaps\" is not true or false",
+            ),
         ] {
             assert_eq!(run(dir.path(), &[], &to).map(|_| ()), Err(want.to_owned()), "{to:?}");
         }

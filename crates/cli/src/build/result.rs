@@ -59,7 +59,8 @@ pub fn write_image_id(path: &Path, response: &Response) -> Result<(), CliError> 
 
 /// Enters what was written into the indexes of local caches and of image directories.
 pub fn update_indexes(response: &Response, caches: &[Update], outputs: &[Output]) -> Result<(), CliError> {
-    let failed = |dir: &Path, why: String| CliError::environment(format!("updating the index of {}: {why}", dir.display()));
+    let failed =
+        |dir: &Path, why: String| CliError::environment(format!("updating the index of {}: {why}", dir.display()));
     let put = |dir: &Path, json: &[u8], names: &[IndexName]| {
         let descriptor: Value = serde_json::from_slice(json).map_err(|e| failed(dir, e.to_string()))?;
         let store = LayoutStore::create(dir).map_err(|e| failed(dir, e.to_string()))?;
@@ -132,11 +133,7 @@ mod tests {
     fn indexes_name_what_was_written() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let json = serde_json::json!({"mediaType": "x", "digest": Digest::of(b"m").to_string(), "size": 1}).to_string();
-        let output = Output {
-            kind: "oci".into(),
-            attrs: BTreeMap::new(),
-            dest: Dest::Layout(dir.path().join("out")),
-        };
+        let output = Output { kind: "oci".into(), attrs: BTreeMap::new(), dest: Dest::Layout(dir.path().join("out")) };
         let update = Update { dir: dir.path().join("cache"), tag: "t".into(), reset: false };
         let answer = response(&[
             ("cache.manifest", &json),

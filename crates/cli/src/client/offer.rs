@@ -92,7 +92,9 @@ impl Offer {
     /// reads them beneath the descriptors, others sync files.
     pub async fn open(self, engine: &Engine) -> Result<OpenOffer, CliError> {
         let session = self.server.start(engine.channel.clone());
-        if let (Some(root), true) = (&engine.root, engine.is_kiln() && engine.uid == Some(rustix::process::geteuid().as_raw())) {
+        if let (Some(root), true) =
+            (&engine.root, engine.is_kiln() && engine.uid == Some(rustix::process::geteuid().as_raw()))
+        {
             let socket = direct::socket_path(&root.socket());
             for (name, path) in &self.dirs {
                 if let Err(error) = hand_over(&socket, session.id(), name, path).await {
@@ -122,9 +124,9 @@ impl OpenOffer {
         for file in self.files {
             let aside = file.aside.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
             if let Some(aside) = aside {
-                aside.commit().map_err(|e| {
-                    CliError::environment(format!("writing {}: {}", file.path.display(), io_text(&e)))
-                })?;
+                aside
+                    .commit()
+                    .map_err(|e| CliError::environment(format!("writing {}: {}", file.path.display(), io_text(&e))))?;
             }
         }
         Ok(())

@@ -15,8 +15,8 @@ use crate::build::context::{self, Inputs};
 use crate::build::flags::BuildFlags;
 use crate::build::local_cache::{self, Caches};
 use crate::build::options::BuildOptions;
-use crate::build::result::{self, Response};
 use crate::build::request;
+use crate::build::result::{self, Response};
 use crate::client::offer::Offer;
 use crate::client::solve::{Solve, Solved};
 use crate::env::Env;
@@ -69,8 +69,13 @@ async fn build(
         say(&format!("WARNING: {warning}"));
     }
     let offer = Offer::new(&options, &mut inputs, &caches, &env)?;
-    let request =
-        request::build(&options, &inputs, offer.upload_url().as_deref(), caches.imports.clone(), caches.exports.clone())?;
+    let request = request::build(
+        &options,
+        &inputs,
+        offer.upload_url().as_deref(),
+        caches.imports.clone(),
+        caches.exports.clone(),
+    )?;
     let header = format!("building with \"{}\" instance using {} engine", "default", engine_name(&engine));
     let (feed, outcome) = display::start(options.mode, &progress, &header);
     let solve = Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone() };
@@ -126,7 +131,8 @@ fn finish(
 
 /// Returns a token that the first Ctrl-C (or SIGTERM) cancels; the second ends the process at once.
 fn cancel_on_signals() -> Result<CancellationToken, CliError> {
-    let listen = |kind| signal(kind).map_err(|e| CliError::environment(format!("cannot wait for signals: {}", io_text(&e))));
+    let listen =
+        |kind| signal(kind).map_err(|e| CliError::environment(format!("cannot wait for signals: {}", io_text(&e))));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let token = CancellationToken::new();
     let cancel = token.clone();

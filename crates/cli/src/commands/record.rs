@@ -23,7 +23,8 @@ pub fn filters(values: &[String]) -> Result<Filters, CliError> {
     let mut unused_for = None;
     for value in values.iter().flat_map(|v| v.split(',')).filter(|v| !v.is_empty()) {
         let bad = || {
-            CliError::user(format!("invalid filter \"{value}\"")).hint("write a filter as name=value, for example type=regular")
+            CliError::user(format!("invalid filter \"{value}\""))
+                .hint("write a filter as name=value, for example type=regular")
         };
         let at = value.find('=').ok_or_else(bad)?;
         let (name, text) = (&value[..at], &value[at + 1..]);

@@ -134,7 +134,8 @@ fn given<'a>(global: &'a Global, env: &'a Env) -> Option<&'a str> {
 async fn remote(address: &str) -> Result<Engine, CliError> {
     let parsed = Address::parse(address).map_err(|e| CliError::user(format!("--addr: {e}")))?;
     let channel = dial(&parsed).await.map_err(|e| {
-        CliError::environment(format!("no engine answers: {e}")).hint("leave --addr and BUILDKIT_HOST out to use kiln's own")
+        CliError::environment(format!("no engine answers: {e}"))
+            .hint("leave --addr and BUILDKIT_HOST out to use kiln's own")
     })?;
     let place = address.to_owned();
     let engine = Engine { channel, pid: None, uid: None, info: Info::default(), place, root: None };
@@ -152,12 +153,12 @@ async fn local(root: &Root) -> Result<Engine, Missing> {
     let gone = |e: &io::Error| Missing::Gone(io_text(e));
     let short = match ShortPath::of(&socket) {
         Ok(short) => short,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(gone(&e)),
+        Err(e) if missing(&e) => return Err(gone(&e)),
         Err(e) => return Err(failed(&e)),
     };
     let stream = match UnixStream::connect(short.path()).await {
         Ok(stream) => stream,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Err(gone(&e)),
+        Err(e) if missing(&e) => return Err(gone(&e)),
         Err(e) => return Err(failed(&e)),
     };
     let peer = stream.peer_cred().map_err(|e| gone(&e))?;
@@ -171,6 +172,12 @@ async fn local(root: &Root) -> Result<Engine, Missing> {
         root: Some(root.clone()),
     };
     handshake(engine).await
+}
+
+/// Returns whether nobody listens; that a root cannot be made at all is told when it is tried.
+fn missing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused | NotADirectory)
 }
 
 async fn handshake(mut engine: Engine) -> Result<Engine, Missing> {
@@ -199,8 +206,9 @@ async fn replace(engine: &Engine) -> Result<(), CliError> {
     let info = &engine.info;
     if info.busy != Some(0) {
         let text = format!("the engine that runs is another build of kiln ({}), and it is at work", info.revision);
-        return Err(CliError::environment(text)
-            .hint("wait until its builds have ended, or stop it with: kiln daemon stop"));
+        return Err(
+            CliError::environment(text).hint("wait until its builds have ended, or stop it with: kiln daemon stop")
+        );
     }
     let Some(pid) = engine.pid else { return Ok(()) };
     tracing::debug!(pid, revision = info.revision, "an idle engine of another build is let go");
@@ -230,7 +238,7 @@ async fn launch(root: &Root, env: &Env, debug: bool) -> Result<(), CliError> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
 ) -> Result<T, CliError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(CliError::new(kiln_stdx::ErrorClass::Bug, format!("a task of the launcher failed: {e}"))))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
+        Err(CliError::new(kiln_stdx::ErrorClass::Bug, format!("a task of the launcher failed: {e}")))
+    })
 }

@@ -126,7 +126,12 @@ fn write_failures(out: &mut impl Write, state: &ProgressState) -> io::Result<()>
 }
 
 /// Writes the list of warnings that follows a build; `expand` adds details and places.
-pub fn write_warnings(out: &mut impl Write, warnings: &[WarningProgress], expand: bool, style: &Style) -> io::Result<()> {
+pub fn write_warnings(
+    out: &mut impl Write,
+    warnings: &[WarningProgress],
+    expand: bool,
+    style: &Style,
+) -> io::Result<()> {
     if warnings.is_empty() {
         return Ok(());
     }

@@ -30,7 +30,11 @@ pub fn moments(text: &str) -> Vec<Moment> {
     lines.map(|line| moment(line, &mut steps, &mut statuses)).collect()
 }
 
-fn moment(line: &str, steps: &mut HashMap<String, VertexProgress>, statuses: &mut HashMap<(String, String), f64>) -> Moment {
+fn moment(
+    line: &str,
+    steps: &mut HashMap<String, VertexProgress>,
+    statuses: &mut HashMap<(String, String), f64>,
+) -> Moment {
     let mut words = line.splitn(4, ' ');
     let seconds: f64 = words.next().and_then(|w| w.parse().ok()).expect("time");
     let (now, engine) = (Stamp::from(time(seconds)), time(seconds + AHEAD));

@@ -209,7 +209,8 @@ impl ProgressState {
         for log in &news.logs {
             let Some(&id) = self.by_vertex.get(&log.vertex) else { continue };
             let step = &mut self.steps[id];
-            let since = step.intervals.latest_start().map_or(0, |start| (Stamp::from(log.timestamp).0 - start.0).max(0));
+            let since =
+                step.intervals.latest_start().map_or(0, |start| (Stamp::from(log.timestamp).0 - start.0).max(0));
             step.tail.push(since, &log.data);
             changes.push(Change::Log(id, since, log.data.clone()));
         }
