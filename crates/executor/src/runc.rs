@@ -32,7 +32,6 @@ pub struct RuncExecutor {
     program: PathBuf,
     name: String,
     state: PathBuf,
-    cgroup_parent: String,
 }
 
 impl RuncExecutor {
@@ -49,13 +48,7 @@ impl RuncExecutor {
         })?;
         std::fs::create_dir_all(&config.state)
             .map_err(|error| ExecError::setup(format!("make {}", config.state.display()), error))?;
-        Ok(Self {
-            runner: Runner::new(&config.sandbox)?,
-            program,
-            name,
-            state: config.state,
-            cgroup_parent: config.sandbox.cgroup_parent.trim_matches('/').to_owned(),
-        })
+        Ok(Self { runner: Runner::new(&config.sandbox)?, program, name, state: config.state })
     }
 }
 
@@ -77,9 +70,7 @@ impl Executor for RuncExecutor {
         if spec.tty.is_some() {
             return Err(ExecError::InvalidSpec(format!("{} cannot give a step a terminal", self.name)));
         }
-        let parent =
-            spec.cgroup_parent.as_deref().map_or(self.cgroup_parent.as_str(), |parent| parent.trim_matches('/'));
-        let cgroup = format!("/{parent}/{}", spec.id);
+        let cgroup = self.runner.groups().path(&spec.id, spec.cgroup_parent.as_deref());
         let limited = spec.resources.memory.is_some();
         // A mount point for this run; what is mounted there is seen by the runtime alone.
         let bundle = tempdir_in(&self.state)?;
@@ -87,7 +78,7 @@ impl Executor for RuncExecutor {
             program: self.program.clone(),
             bundle: bundle.0.clone(),
             id: format!("kiln-{}", spec.id),
-            cgroups_path: Some(cgroup.clone()),
+            cgroups_path: Some(format!("/{cgroup}")),
             hidden_v2: self.runner.groups().v2_beside_v1(),
             resources: spec.resources.clone(),
         };

@@ -5,22 +5,22 @@ use crate::{ExecError, Ulimit};
 
 /// Name and `RLIMIT_*` number.
 const NAMES: &[(&str, u32)] = &[
-    ("as", libc::RLIMIT_AS as u32),
-    ("core", libc::RLIMIT_CORE as u32),
-    ("cpu", libc::RLIMIT_CPU as u32),
-    ("data", libc::RLIMIT_DATA as u32),
-    ("fsize", libc::RLIMIT_FSIZE as u32),
-    ("locks", libc::RLIMIT_LOCKS as u32),
-    ("memlock", libc::RLIMIT_MEMLOCK as u32),
-    ("msgqueue", libc::RLIMIT_MSGQUEUE as u32),
-    ("nice", libc::RLIMIT_NICE as u32),
-    ("nofile", libc::RLIMIT_NOFILE as u32),
-    ("nproc", libc::RLIMIT_NPROC as u32),
-    ("rss", libc::RLIMIT_RSS as u32),
-    ("rtprio", libc::RLIMIT_RTPRIO as u32),
-    ("rttime", libc::RLIMIT_RTTIME as u32),
-    ("sigpending", libc::RLIMIT_SIGPENDING as u32),
-    ("stack", libc::RLIMIT_STACK as u32),
+    ("as", libc::RLIMIT_AS),
+    ("core", libc::RLIMIT_CORE),
+    ("cpu", libc::RLIMIT_CPU),
+    ("data", libc::RLIMIT_DATA),
+    ("fsize", libc::RLIMIT_FSIZE),
+    ("locks", libc::RLIMIT_LOCKS),
+    ("memlock", libc::RLIMIT_MEMLOCK),
+    ("msgqueue", libc::RLIMIT_MSGQUEUE),
+    ("nice", libc::RLIMIT_NICE),
+    ("nofile", libc::RLIMIT_NOFILE),
+    ("nproc", libc::RLIMIT_NPROC),
+    ("rss", libc::RLIMIT_RSS),
+    ("rtprio", libc::RLIMIT_RTPRIO),
+    ("rttime", libc::RLIMIT_RTTIME),
+    ("sigpending", libc::RLIMIT_SIGPENDING),
+    ("stack", libc::RLIMIT_STACK),
 ];
 
 /// Returns each limit as number, soft and hard value.
@@ -72,7 +72,7 @@ fn ceiling(number: u32) -> Option<u64> {
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE));
     let own = process::limit(number).ok()?.1;
     let files = || std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
-    match (privileged, number == libc::RLIMIT_NOFILE as u32) {
+    match (privileged, number == libc::RLIMIT_NOFILE) {
         (false, _) => Some(own),
         // Even root cannot have more open files than the kernel's own setting.
         (true, true) => files(),
@@ -90,10 +90,10 @@ mod tests {
 
     #[test]
     fn known_names_and_values_resolve() {
-        let (_, hard) = process::limit(libc::RLIMIT_NOFILE as u32).unwrap();
+        let (_, hard) = process::limit(libc::RLIMIT_NOFILE).unwrap();
         let hard = i64::try_from(hard).unwrap_or(1024).min(1024);
-        assert_eq!(limit("NOFILE", 64, hard).unwrap(), [(libc::RLIMIT_NOFILE as u32, 64, hard as u64)]);
-        assert_eq!(limit("core", 0, 0).unwrap(), [(libc::RLIMIT_CORE as u32, 0, 0)]);
+        assert_eq!(limit("NOFILE", 64, hard).unwrap(), [(libc::RLIMIT_NOFILE, 64, hard as u64)]);
+        assert_eq!(limit("core", 0, 0).unwrap(), [(libc::RLIMIT_CORE, 0, 0)]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -12,6 +13,9 @@ use super::devices::Filter;
 use super::layout::Layout;
 use crate::wire::WireCgroup;
 use crate::{ExecError, Resources};
+
+/// How long the removal of a group is tried.
+const REMOVAL: Duration = Duration::from_secs(2);
 
 /// The control groups of one executor: `<v2>/<parent>/<instance>/{sandbox,insecure}`, shared by all steps without limits
 /// of their own.
@@ -22,6 +26,7 @@ pub(crate) struct Groups {
 }
 
 struct Base {
+    name: String,
     dir: PathBuf,
     /// Locked while this executor lives, so that others know the directory is not left over.
     _lock: OwnedFd,
@@ -34,7 +39,7 @@ impl Groups {
     pub(crate) fn new(parent: &str) -> Arc<Self> {
         let layout = Layout::detect();
         let parent = parent.trim_matches('/').to_owned();
-        let base = layout.v2.as_ref().and_then(|v2| Base::new(&v2.join(&parent)).ok());
+        let base = layout.v2.as_ref().and_then(|v2| Base::new(&layout, v2, &parent).ok());
         Arc::new(Self { layout, parent, base })
     }
 
@@ -56,6 +61,15 @@ impl Groups {
         if self.layout.is_unified() { None } else { self.layout.v2.clone() }
     }
 
+    /// Returns where a step's own group is in every hierarchy, without a leading slash.
+    pub(crate) fn path(&self, id: &str, parent: Option<&str>) -> String {
+        match (parent, &self.base) {
+            (Some(parent), _) => format!("{}/kiln/{id}", parent.trim_matches('/')),
+            (None, Some(base)) => format!("{}/{}/{id}", self.parent, base.name),
+            (None, None) => format!("{}/{id}", self.parent),
+        }
+    }
+
     /// Makes a group for one step with limits or a parent of its own. Does file I/O.
     ///
     /// # Errors
@@ -67,7 +81,7 @@ impl Groups {
         limits: &Resources,
         insecure: bool,
     ) -> Result<StepGroup, ExecError> {
-        let below = format!("{}/{id}", parent.map_or(self.parent.as_str(), |parent| parent.trim_matches('/')));
+        let below = self.path(id, parent);
         let mut group = StepGroup { v2: None, v1: Vec::new(), guarded: false, unified: self.layout.is_unified() };
         let settings = settings(limits);
         for setting in &settings {
@@ -100,8 +114,8 @@ impl Groups {
 
     /// Removes what an OCI runtime that was killed left behind under `below`, in every hierarchy.
     pub(crate) fn remove_leftover(&self, below: &str) {
-        for top in self.layout.v1.values().chain(&self.layout.v2) {
-            let _ = fs::remove_dir(top.join(below.trim_start_matches('/')));
+        for top in self.layout.v1_tops.iter().chain(&self.layout.v2) {
+            remove_soon(top.join(below));
         }
     }
 }
@@ -109,16 +123,17 @@ impl Groups {
 impl Drop for Groups {
     fn drop(&mut self) {
         if let Some(base) = &self.base {
-            remove_tree(&base.dir);
+            remove_instance(&self.layout, &self.parent, &base.name);
         }
     }
 }
 
 impl Base {
-    fn new(parent: &Path) -> io::Result<Self> {
-        fs::create_dir_all(parent)?;
-        remove_stale(parent);
-        let dir = parent.join(format!("e{}", kiln_stdx::rand_id()));
+    fn new(layout: &Layout, v2: &Path, parent: &str) -> io::Result<Self> {
+        fs::create_dir_all(v2.join(parent))?;
+        remove_stale(layout, v2, parent);
+        let name = format!("e{}", kiln_stdx::rand_id());
+        let dir = v2.join(parent).join(&name);
         fs::create_dir(&dir)?;
         let lock = open_dir(&dir)?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
@@ -131,21 +146,42 @@ impl Base {
             Ok(filter)
         };
         let filter = guard().ok();
-        Ok(Self { dir, _lock: lock, filter })
+        Ok(Self { name, dir, _lock: lock, filter })
     }
 }
 
 /// Ends what engines that were killed left running, and removes their groups. An engine that lives holds a lock.
-fn remove_stale(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if !entry.file_name().to_string_lossy().starts_with('e') || !entry.path().is_dir() {
+fn remove_stale(layout: &Layout, v2: &Path, parent: &str) {
+    for entry in fs::read_dir(v2.join(parent)).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        // Directories of another form were not made here; the files of the group itself have a dot in their names.
+        if !name.starts_with('e') || name.contains('.') {
             continue;
         }
         let Ok(dir) = open_dir(&entry.path()) else { continue };
         if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _ = fs::write(entry.path().join("cgroup.kill"), "1");
-            remove_tree(&entry.path());
+            remove_instance(layout, parent, &name);
         }
+    }
+}
+
+fn remove_instance(layout: &Layout, parent: &str, name: &str) {
+    for top in layout.v1_tops.iter().chain(&layout.v2) {
+        remove_tree(&top.join(parent).join(name));
+    }
+}
+
+/// Removes a group whose processes have been waited for; the kernel may count the last of them a moment longer.
+fn remove_soon(dir: PathBuf) {
+    let busy = |dir: &Path| fs::remove_dir(dir).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY));
+    if busy(&dir) {
+        std::thread::spawn(move || {
+            let began = Instant::now();
+            while began.elapsed() < REMOVAL && busy(&dir) {
+                std::thread::sleep(REMOVAL / 400);
+            }
+        });
     }
 }
 
@@ -155,7 +191,7 @@ fn remove_tree(dir: &Path) {
             remove_tree(&entry.path());
         }
     }
-    let _ = fs::remove_dir(dir);
+    remove_soon(dir.to_owned());
 }
 
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
@@ -238,7 +274,7 @@ impl StepGroup {
 impl Drop for StepGroup {
     fn drop(&mut self) {
         for dir in self.v1.iter().map(|(_, dir)| dir).chain(&self.v2) {
-            let _ = fs::remove_dir(dir);
+            remove_soon(dir.clone());
         }
     }
 }

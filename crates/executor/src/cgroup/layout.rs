@@ -1,6 +1,6 @@
 //! Where this host has its control groups: v1, v2, or both side by side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// The mounted hierarchies.
@@ -10,6 +10,8 @@ pub(super) struct Layout {
     pub v2: Option<PathBuf>,
     /// v1 hierarchies by controller.
     pub v1: BTreeMap<String, PathBuf>,
+    /// Every v1 hierarchy, also those that have a name in place of a controller.
+    pub v1_tops: BTreeSet<PathBuf>,
 }
 
 impl Layout {
@@ -29,6 +31,7 @@ impl Layout {
             match kind {
                 "cgroup2" => layout.v2 = layout.v2.or(Some(place)),
                 "cgroup" => {
+                    layout.v1_tops.insert(place.clone());
                     for name in options.split(',').filter(|name| !matches!(*name, "rw" | "ro") && !name.contains('=')) {
                         layout.v1.entry(name.to_owned()).or_insert_with(|| place.clone());
                     }
@@ -70,6 +73,7 @@ mod tests {
         assert_eq!(layout.v1["cpu"], PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(layout.v1["cpuacct"], layout.v1["cpu"]);
         assert!(!layout.v1.contains_key("name=systemd") && !layout.v1.contains_key("rw"));
+        assert_eq!(layout.v1_tops.len(), 2);
         assert!(!layout.is_unified());
     }
 

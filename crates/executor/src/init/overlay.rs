@@ -161,6 +161,7 @@ fn explanation(context: &OwnedFd) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a skipped test says why")]
 mod tests {
     use super::*;
 

@@ -46,8 +46,9 @@ fn start(descriptors: Vec<OwnedFd>, filter: Option<&[Insn]>) {
         // When the fork fails the descriptors close, and the engine sees its socket end without a report.
         _ => return,
     }
-    // A new program must find the default again, and this fork waits for its own child.
-    process::reset_signals();
+    // This fork waits for its own child.
+    // SAFETY: the default action needs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next();
     let (Some(socket), Some(spec), Some(stdin), Some(stdout), Some(stderr)) = (next(), next(), next(), next(), next())

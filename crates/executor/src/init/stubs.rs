@@ -119,21 +119,19 @@ impl Stubs {
         for (dest, is_dir) in own.chain(wanted) {
             let fail = |error| Failure::mount("target", dest, error);
             let target = resolve(root, dest).map_err(fail)?;
-            if !covered.iter().any(|mount| target.is_below(mount)) && target.is_missing() {
-                if let Err(error) = self.make(root, &target, is_dir) {
-                    self.remove(root);
-                    return Err(fail(error));
-                }
+            let wanted = target.is_missing() && !covered.iter().any(|mount| target.is_below(mount));
+            if wanted && let Err(error) = self.make(root, &target, is_dir) {
+                self.remove(root);
+                return Err(fail(error));
             }
             covered.push(target);
         }
         let cwd = resolve(root, &spec.cwd)
             .map_err(|error| Failure::setup(format!("working directory {}", spec.cwd), error))?;
-        if cwd.is_missing() && !covered.iter().any(|mount| cwd.is_below(mount)) {
-            if let Err(error) = make_owned(root, &cwd, user) {
-                self.remove(root);
-                return Err(Failure::setup(format!("make working directory {}", spec.cwd), error));
-            }
+        let wanted = cwd.is_missing() && !covered.iter().any(|mount| cwd.is_below(mount));
+        if wanted && let Err(error) = make_owned(root, &cwd, user) {
+            self.remove(root);
+            return Err(Failure::setup(format!("make working directory {}", spec.cwd), error));
         }
         Ok(())
     }

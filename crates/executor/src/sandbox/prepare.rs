@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn malformed_specs_are_refused_with_the_field_named() {
-        let broken: [(&str, fn(&mut ProcessSpec)); 6] = [
+        type Break = fn(&mut ProcessSpec);
+        let broken: [(&str, Break); 6] = [
             ("id", |spec| spec.id = "a/b".to_owned()),
             ("command", |spec| spec.args.clear()),
             ("working directory", |spec| spec.cwd = "relative".to_owned()),

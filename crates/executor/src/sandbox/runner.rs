@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -20,6 +20,9 @@ use crate::wire::{self, WireRuntime};
 use crate::{
     ExecError, Exit, Namespace, Network, Networks, Output, ProcessIo, ProcessSpec, SecurityMode, Stdin, Usage,
 };
+
+/// How long the helper may take to fork; it does nothing else.
+const ACCEPT: Duration = Duration::from_secs(10);
 
 /// What both executors share.
 pub(crate) struct Runner {
@@ -81,19 +84,16 @@ impl Runner {
     }
 
     /// Gives a step to the helper and waits until it took it; a helper that died before is tried a second time.
-    async fn hand_over(&self, passed: &[BorrowedFd<'_>], cancel: &CancellationToken) -> Result<Follower, ExecError> {
+    async fn hand_over(&self, passed: &[BorrowedFd<'_>]) -> Result<Follower, ExecError> {
         for _ in 0..2 {
             let (socket, theirs) = fds::pair().map_err(|error| ExecError::setup("make a socket pair", error))?;
             let follower = Follower::new(socket)?;
             self.helper.send(&[&[theirs.as_fd()], passed].concat()).await?;
             drop(theirs);
-            tokio::select! {
-                accepted = follower.accepted() => {
-                    if accepted {
-                        return Ok(follower);
-                    }
-                }
-                () = cancel.cancelled() => return Err(ExecError::Canceled),
+            match tokio::time::timeout(ACCEPT, follower.accepted()).await {
+                Ok(true) => return Ok(follower),
+                Ok(false) => {}
+                Err(_) => return Err(ExecError::TimedOut { what: "the helper's answer", limit: ACCEPT }),
             }
         }
         Err(ExecError::HelperLost("it could not start a process for the step".to_owned()))
@@ -127,7 +127,7 @@ impl Runner {
             passed.push(netns.as_fd());
         }
         let (terminal, master) = oneshot::channel();
-        let socket = self.hand_over(&passed, cancel).await?;
+        let socket = self.hand_over(&passed).await?;
         drop(spec);
         let mut follower = socket.with_terminal(tty.then_some(terminal));
         let (done, gone) = watch::channel(false);

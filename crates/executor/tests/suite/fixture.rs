@@ -135,6 +135,7 @@ pub fn bind(source: &Path, dest: &str, readonly: bool) -> SandboxMount {
     SandboxMount { dest: dest.to_owned(), source, subpath: String::new(), readonly }
 }
 
+#[allow(clippy::print_stderr, reason = "a skipped test says why")]
 pub fn skip<T>(reason: &str) -> Option<T> {
     eprintln!("skip: {reason}");
     None
@@ -159,7 +160,7 @@ fn prepare() -> Option<tempfile::TempDir> {
     for applet in [
         "sh", "cat", "ls", "id", "stat", "sleep", "mount", "unshare", "mknod", "touch", "rm", "ip", "hostname", "df",
         "env", "grep", "head", "dd", "true", "false", "kill", "pwd", "mkdir", "wc", "readlink", "echo", "ps", "chmod",
-        "test",
+        "test", "stty", "tty", "tr",
     ] {
         symlink("busybox", base.join("bin").join(applet)).expect("an applet");
     }

@@ -1,6 +1,7 @@
 //! What the process is, gets and gives.
 
-use kiln_executor::{Control, ExecError, ProcessIo, StartFailure, Stdin};
+use kiln_executor::{Control, ExecError, ProcessIo, StartFailure, Stdin, TtySize};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -131,6 +132,44 @@ pub async fn control_sends_signals(f: &Fixture) {
     send.send(Control::Signal(libc::SIGKILL)).await.unwrap();
     let exit = f.executor.run(f.spec(&["sleep", "1000"]), io, CancellationToken::new()).await.unwrap();
     assert_eq!((exit.code, exit.signal), (137, Some(libc::SIGKILL)));
+}
+
+pub async fn a_terminal_is_given_or_refused(f: &Fixture) {
+    let (send, control) = mpsc::channel(1);
+    let (out, mut read) = mpsc::channel(4);
+    let (typed, keys) = tokio::io::duplex(64);
+    let io = ProcessIo {
+        stdin: Stdin::Reader(Box::pin(keys)),
+        stdout: kiln_executor::Output::Channel(out),
+        control: Some(control),
+        ..ProcessIo::default()
+    };
+    let mut spec =
+        f.shell("test -t 0 && test -t 1 && test -t 2 && stty size; read line; stty size; echo got $line; tty");
+    spec.tty = Some(TtySize { rows: 30, cols: 100 });
+    if f.executor.name() != "sandbox" {
+        let error = f.run_with(spec, io, CancellationToken::new()).await.unwrap_err();
+        assert!(error.to_string().contains("terminal"), "{error}");
+        return;
+    }
+    let talk = async {
+        let mut seen = String::new();
+        let mut typed = typed;
+        while let Some(piece) = read.recv().await {
+            seen.push_str(&String::from_utf8_lossy(&piece));
+            if seen.ends_with("30 100\r\n") {
+                send.send(Control::Resize(TtySize { rows: 40, cols: 120 })).await.unwrap();
+                // The size changes before the key arrives: the order of the channel's use decides, then the key.
+                send.send(Control::Signal(0)).await.unwrap();
+                send.reserve().await.unwrap();
+                typed.write_all(b"key\n").await.unwrap();
+            }
+        }
+        seen
+    };
+    let (exit, seen) = tokio::join!(f.executor.run(spec, io, CancellationToken::new()), talk);
+    assert_eq!(exit.unwrap().code, 0);
+    assert_eq!(seen, "30 100\r\nkey\r\n40 120\r\ngot key\r\n/dev/pts/0\r\n");
 }
 
 pub async fn standard_output_can_be_reopened_by_a_user(f: &Fixture) {
