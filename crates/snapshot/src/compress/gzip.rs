@@ -3,57 +3,27 @@
 
 use std::io;
 
-use flate2::{Compress, Compression, Crc, FlushCompress, Status};
+use flate2::{Compress, Compression, FlushCompress, Status};
 
-use super::GZIP_LEVEL;
-use super::parallel::{Codec, Unit};
+use super::parallel::{Codec, Frame, Unit};
 
-const UNIT: usize = 512 * 1024;
-/// Deflate cannot refer further back.
-const WINDOW: usize = 32 * 1024;
+/// Magic, deflate, no flags, no time, no extra flags, unknown system; the end is CRC-32 and length.
+pub(super) const FRAME: Frame = Frame { header: &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff], checksum: true };
 
 /// The codec.
-pub(super) struct Gzip {
-    level: u32,
-    crc: Crc,
-}
-
-impl Gzip {
-    pub(super) fn new(level: Option<i32>) -> Self {
-        let level = level.map_or(GZIP_LEVEL, |level| level.clamp(0, 9).cast_unsigned());
-        Self { level, crc: Crc::new() }
-    }
-}
+pub(super) struct Gzip(Compress);
 
 impl Codec for Gzip {
-    type State = Compress;
+    const UNIT: usize = 512 * 1024;
+    /// Deflate cannot refer further back.
+    const BEFORE: usize = 32 * 1024;
 
-    fn unit(&self) -> usize {
-        UNIT
+    fn new(level: i32) -> io::Result<Self> {
+        Ok(Self(Compress::new(Compression::new(level.clamp(0, 9).cast_unsigned()), false)))
     }
 
-    fn dictionary(&self) -> usize {
-        WINDOW
-    }
-
-    fn state(&self) -> io::Result<Compress> {
-        Ok(Compress::new(Compression::new(self.level), false))
-    }
-
-    fn header(&self) -> Vec<u8> {
-        // Magic, deflate, no flags, no time, no extra flags, unknown system.
-        vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff]
-    }
-
-    fn see(&mut self, data: &[u8]) {
-        self.crc.update(data);
-    }
-
-    fn level(&self) -> i32 {
-        self.level.cast_signed()
-    }
-
-    fn compress(_: i32, state: &mut Compress, unit: &Unit) -> io::Result<Vec<u8>> {
+    fn compress(&mut self, unit: &Unit) -> io::Result<Vec<u8>> {
+        let state = &mut self.0;
         state.reset();
         if !unit.before.is_empty() {
             state.set_dictionary(&unit.before)?;
@@ -66,17 +36,22 @@ impl Codec for Gzip {
             let taken = state.total_in() == unit.data.len() as u64;
             // Room left over means that everything, the flush included, is out.
             if status == Status::StreamEnd || (!unit.last && taken && out.len() < out.capacity()) {
-                return Ok(out);
+                return Ok(if out.len() > unit.data.len() + 64 { stored(unit) } else { out });
             }
             out.reserve(unit.data.len() / 4 + 1024);
         }
     }
+}
 
-    fn trailer(&self) -> Vec<u8> {
-        [self.crc.sum().to_le_bytes(), self.crc.amount().to_le_bytes()].concat()
+/// Returns the unit as stored blocks: what the fast levels make of incompressible bytes can be larger than that.
+fn stored(unit: &Unit) -> Vec<u8> {
+    let mut out = Vec::with_capacity(unit.data.len() + unit.data.len() / 4096 + 16);
+    let mut blocks = unit.data.chunks(0xffff).peekable();
+    while let Some(block) = blocks.next() {
+        let len = (block.len() as u16).to_le_bytes();
+        out.push(u8::from(unit.last && blocks.peek().is_none()));
+        out.extend_from_slice(&[len[0], len[1], !len[0], !len[1]]);
+        out.extend_from_slice(block);
     }
-
-    fn ends_with_empty_unit(&self) -> bool {
-        true
-    }
+    out
 }

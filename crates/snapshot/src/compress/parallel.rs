@@ -6,37 +6,30 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use flate2::Crc;
+
 /// How units are compressed.
-pub(super) trait Codec: Send + Sync + 'static {
-    /// What a thread keeps between units.
-    type State;
+pub(super) trait Codec: 'static {
+    /// Size of a unit in bytes.
+    const UNIT: usize;
+    /// How many bytes before a unit are given to it.
+    const BEFORE: usize;
 
-    /// Returns the size of a unit in bytes.
-    fn unit(&self) -> usize;
-
-    /// Returns how many bytes before a unit are given to it as dictionary.
-    fn dictionary(&self) -> usize;
-
-    /// Returns what a new thread starts with.
-    fn state(&self) -> io::Result<Self::State>;
-
-    /// Returns what comes before the first unit.
-    fn header(&self) -> Vec<u8>;
-
-    /// Takes note of input, in order.
-    fn see(&mut self, data: &[u8]);
+    /// Returns what a thread starts with.
+    fn new(level: i32) -> io::Result<Self>
+    where
+        Self: Sized;
 
     /// Compresses one unit.
-    fn compress(level: i32, state: &mut Self::State, unit: &Unit) -> io::Result<Vec<u8>>;
+    fn compress(&mut self, unit: &Unit) -> io::Result<Vec<u8>>;
+}
 
-    /// Returns the level that [`compress`](Self::compress) gets.
-    fn level(&self) -> i32;
-
-    /// Returns what comes behind the last unit.
-    fn trailer(&self) -> Vec<u8>;
-
-    /// Tells whether a stream that ends at the end of a unit, or is empty, gets an empty last unit.
-    fn ends_with_empty_unit(&self) -> bool;
+/// What surrounds the units.
+pub(super) struct Frame {
+    /// Written first.
+    pub(super) header: &'static [u8],
+    /// Whether the input's CRC-32 and length end the output, as in gzip.
+    pub(super) checksum: bool,
 }
 
 /// A piece of input.
@@ -55,7 +48,11 @@ struct Job {
 /// The writing end; see [`Compressor`](super::Compressor).
 pub(super) struct Pipeline<W: Write> {
     out: W,
-    ends: Ends,
+    frame: Frame,
+    unit: usize,
+    keep: usize,
+    crc: Crc,
+    started: bool,
     data: Vec<u8>,
     before: Vec<u8>,
     pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
@@ -63,87 +60,50 @@ pub(super) struct Pipeline<W: Write> {
     failed: bool,
 }
 
-/// The parts of a codec that run on the writer's thread, without its type of state.
-struct Ends {
-    unit: usize,
-    dictionary: usize,
-    header: Vec<u8>,
-    see: Box<dyn FnMut(&[u8]) + Send>,
-    trailer: Box<dyn FnOnce() -> Vec<u8> + Send>,
-    empty_unit: bool,
-}
-
-struct Pool {
-    jobs: Option<SyncSender<Job>>,
-    threads: Vec<JoinHandle<()>>,
-    ahead: usize,
-}
-
 impl<W: Write> Pipeline<W> {
-    pub(super) fn new<C: Codec>(out: W, codec: C, workers: usize) -> Self {
-        let workers = workers.clamp(1, 64);
-        let ahead = workers * 2;
-        let (jobs, queue) = sync_channel::<Job>(ahead);
-        let queue = Arc::new(Mutex::new(queue));
-        let shared = Arc::new(Mutex::new(codec));
-        let (unit, dictionary, header, empty_unit) = {
-            let codec = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            (codec.unit(), codec.dictionary(), codec.header(), codec.ends_with_empty_unit())
-        };
-        let threads = (0..workers)
-            .map(|_| {
-                let (queue, codec) = (Arc::clone(&queue), Arc::clone(&shared));
-                std::thread::spawn(move || work::<C>(&queue, &codec))
-            })
-            .collect();
-        let (seer, closer) = (Arc::clone(&shared), shared);
-        let ends = Ends {
-            unit,
-            dictionary,
-            header,
-            see: Box::new(move |data| seer.lock().unwrap_or_else(PoisonError::into_inner).see(data)),
-            trailer: Box::new(move || closer.lock().unwrap_or_else(PoisonError::into_inner).trailer()),
-            empty_unit,
-        };
+    pub(super) fn new<C: Codec>(out: W, level: i32, frame: Frame, workers: usize) -> Self {
         Self {
             out,
-            data: Vec::with_capacity(unit),
-            ends,
+            frame,
+            unit: C::UNIT,
+            keep: C::BEFORE,
+            crc: Crc::new(),
+            started: false,
+            data: Vec::with_capacity(C::UNIT),
             before: Vec::new(),
             pending: VecDeque::new(),
-            pool: Pool { jobs: Some(jobs), threads, ahead },
+            pool: Pool::new::<C>(level, workers.clamp(1, 64)),
             failed: false,
         }
     }
 
     pub(super) fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if self.failed {
-            return Err(io::Error::other("the compressor failed before"));
+            return Err(failed_before());
         }
-        // A unit is sent when more comes, so that the last one is known to be the last.
-        if self.data.len() == self.ends.unit {
+        // A full unit is sent when more comes, so that the last one is known to be the last.
+        if self.data.len() == self.unit && !buf.is_empty() {
             let sent = self.send(false);
             self.failed = sent.is_err();
             sent?;
         }
-        let n = buf.len().min(self.ends.unit - self.data.len());
+        let n = buf.len().min(self.unit - self.data.len());
         self.data.extend_from_slice(&buf[..n]);
         Ok(n)
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
         if self.failed {
-            return Err(io::Error::other("the compressor failed before"));
+            return Err(failed_before());
         }
-        if !self.data.is_empty() || self.ends.empty_unit {
-            self.send(true)?;
-        }
+        self.send(true)?;
         while !self.pending.is_empty() {
             self.write_next()?;
         }
-        self.write_header()?;
-        let trailer = (self.ends.trailer)();
-        self.out.write_all(&trailer)?;
+        if self.frame.checksum {
+            let end = [self.crc.sum().to_le_bytes(), self.crc.amount().to_le_bytes()].concat();
+            self.out.write_all(&end)?;
+        }
         self.out.flush()?;
         Ok(self.out)
     }
@@ -152,26 +112,53 @@ impl<W: Write> Pipeline<W> {
         while self.pending.len() >= self.pool.ahead {
             self.write_next()?;
         }
-        (self.ends.see)(&self.data);
-        let data = std::mem::replace(&mut self.data, Vec::with_capacity(if last { 0 } else { self.ends.unit }));
-        let next_before = data[data.len().saturating_sub(self.ends.dictionary)..].to_vec();
+        if self.frame.checksum {
+            self.crc.update(&self.data);
+        }
+        let data = std::mem::replace(&mut self.data, Vec::with_capacity(if last { 0 } else { self.unit }));
+        let next_before = data[data.len().saturating_sub(self.keep)..].to_vec();
         let before = std::mem::replace(&mut self.before, next_before);
         let (reply, answer) = sync_channel(1);
-        let job = Job { unit: Unit { data, before, last }, reply };
+        self.pool.submit(Job { unit: Unit { data, before, last }, reply })?;
         self.pending.push_back(answer);
-        let sent = self.pool.jobs.as_ref().map(|jobs| jobs.send(job).is_ok());
-        if sent == Some(true) { Ok(()) } else { Err(died()) }
-    }
-
-    fn write_header(&mut self) -> io::Result<()> {
-        self.out.write_all(&std::mem::take(&mut self.ends.header))
+        Ok(())
     }
 
     fn write_next(&mut self) -> io::Result<()> {
         let Some(answer) = self.pending.pop_front() else { return Ok(()) };
         let bytes = answer.recv().map_err(|_| died())??;
-        self.write_header()?;
+        if !self.started {
+            self.started = true;
+            self.out.write_all(self.frame.header)?;
+        }
         self.out.write_all(&bytes)
+    }
+}
+
+/// The threads.
+struct Pool {
+    jobs: Option<SyncSender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+    /// How many units may be under way.
+    ahead: usize,
+}
+
+impl Pool {
+    fn new<C: Codec>(level: i32, workers: usize) -> Self {
+        let ahead = workers * 2;
+        let (jobs, queue) = sync_channel::<Job>(ahead);
+        let queue = Arc::new(Mutex::new(queue));
+        let threads = (0..workers)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                std::thread::spawn(move || work::<C>(level, &queue))
+            })
+            .collect();
+        Self { jobs: Some(jobs), threads, ahead }
+    }
+
+    fn submit(&self, job: Job) -> io::Result<()> {
+        self.jobs.as_ref().ok_or_else(died)?.send(job).map_err(|_| died())
     }
 }
 
@@ -185,17 +172,13 @@ impl Drop for Pool {
     }
 }
 
-fn work<C: Codec>(queue: &Mutex<Receiver<Job>>, codec: &Mutex<C>) {
-    let (level, state) = {
-        let codec = codec.lock().unwrap_or_else(PoisonError::into_inner);
-        (codec.level(), codec.state())
-    };
-    let mut state = state;
+fn work<C: Codec>(level: i32, queue: &Mutex<Receiver<Job>>) {
+    let mut codec = C::new(level);
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        let result = match &mut state {
-            Ok(state) => C::compress(level, state, &job.unit),
+        let result = match &mut codec {
+            Ok(codec) => codec.compress(&job.unit),
             Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
         };
         // Nobody waits when the compressor was dropped.
@@ -205,4 +188,8 @@ fn work<C: Codec>(queue: &Mutex<Receiver<Job>>, codec: &Mutex<C>) {
 
 fn died() -> io::Error {
     io::Error::other("a compressing thread died")
+}
+
+fn failed_before() -> io::Error {
+    io::Error::other("the compressor failed before")
 }

@@ -13,7 +13,7 @@ fn prose(len: usize, seed: u64) -> Vec<u8> {
         state ^= state >> 7;
         state ^= state << 17;
         out.extend_from_slice(words[(state % 8) as usize].as_bytes());
-        if state % 29 == 0 {
+        if state.is_multiple_of(29) {
             out.extend_from_slice(&state.to_le_bytes());
         }
     }
@@ -38,16 +38,17 @@ fn unpack(data: &[u8]) -> (Format, Vec<u8>) {
 
 #[test]
 fn round_trips_at_every_edge() {
-    let unit = 512 * 1024;
-    for (compression, format) in
-        [(Compression::NONE, Format::Plain), (Compression::GZIP, Format::Gzip), (Compression::ZSTD, Format::Zstd)]
-    {
-        for len in [0, 1, unit - 1, unit, unit + 1, 2 * unit, 5 * unit + 77, 9 << 20] {
+    for (compression, format, unit) in [
+        (Compression::NONE, Format::Plain, 1000),
+        (Compression::GZIP, Format::Gzip, 512 * 1024),
+        (Compression::ZSTD, Format::Zstd, 4 << 20),
+    ] {
+        for len in [0, 1, unit - 1, unit, unit + 1, 2 * unit, 2 * unit + 77] {
             let data = prose(len, len as u64 + 3);
             let (found, out) = unpack(&pack(&data, compression, 2, 100_000));
             assert_eq!(out.len(), data.len(), "{compression:?} {len}");
             assert!(out == data, "{compression:?} {len}");
-            if len > 6 {
+            if len > 6 || compression.kind != Kind::None {
                 assert_eq!(found, format, "{compression:?} {len}");
             }
         }
@@ -56,9 +57,9 @@ fn round_trips_at_every_edge() {
 
 #[test]
 fn output_does_not_depend_on_threads_or_writes() {
-    let data = prose(11 << 20, 9);
-    for kind in [Kind::Gzip, Kind::Zstd] {
-        for level in [None, Some(1), Some(9)] {
+    for (kind, len) in [(Kind::Gzip, 3 << 20), (Kind::Zstd, 11 << 20)] {
+        let data = prose(len, 9);
+        for level in [None, Some(1), Some(5)] {
             let compression = Compression { kind, level };
             let expected = pack(&data, compression, 1, 1 << 20);
             for (workers, step) in [(2, 7_777), (3, 512 * 1024), (16, data.len())] {
@@ -83,7 +84,7 @@ fn incompressible_and_stored_data() {
         let compression = Compression { kind: Kind::Gzip, level: Some(level) };
         let packed = pack(&noise, compression, 2, 65_536);
         assert!(unpack(&packed).1 == noise, "level {level}");
-        assert!(packed.len() < noise.len() + noise.len() / 1000, "level {level}");
+        assert!(packed.len() < noise.len() + noise.len() / 500, "level {level}: {}", packed.len());
     }
 }
 
@@ -121,7 +122,7 @@ fn failing_output_is_an_error_and_ends() {
             Ok(())
         }
     }
-    let data = prose(20 << 20, 4);
+    let data = prose(6 << 20, 4);
     let mut writer = Compressor::new(Full(100_000), Compression::GZIP);
     let failed = writer.write_all(&data).and_then(|()| writer.finish().map(|_| ()));
     assert_eq!(failed.map_err(|e| e.kind()), Err(io::ErrorKind::StorageFull));

@@ -74,9 +74,29 @@ fn group_of(node: &Node<'_>) -> Option<(usize, u32)> {
     node.entry.nlink_group.map(|group| (node.layer, group))
 }
 
+/// Returns the first name of each group of hard links that a view shows.
+fn first_names(tree: &Tree) -> HashMap<(usize, u32), &[u8]> {
+    let mut names = HashMap::new();
+    for node in tree.iter() {
+        if let Some(group) = group_of(&node) {
+            names.entry(group).or_insert(&node.entry.path[..]);
+        }
+    }
+    names
+}
+
 /// Lists the differences in component order. Of a removed directory only the top is listed.
 fn changes<'a>(lower: &'a Tree, upper: &'a Tree) -> Vec<Change<'a>> {
     let mut changes = Vec::new();
+    let (old_names, new_names) = (first_names(lower), first_names(upper));
+    let first = |names: &HashMap<(usize, u32), &'a [u8]>, node: &Node<'a>| {
+        group_of(node).and_then(|group| names.get(&group).copied()).unwrap_or(&node.entry.path)
+    };
+    // Objects that look the same still differ when they are links of different others. The very same entry of the
+    // same layer does not: where its group changed, the names that changed bring that with them.
+    let same = |o: &Node<'a>, n: &Node<'a>| {
+        std::ptr::eq(o.entry, n.entry) || (o.entry.same_object(n.entry) && first(&old_names, o) == first(&new_names, n))
+    };
     let (mut below, mut above) = (lower.iter(), upper.iter());
     let (mut old, mut new) = (below.next(), above.next());
     loop {
@@ -96,13 +116,13 @@ fn changes<'a>(lower: &'a Tree, upper: &'a Tree) -> Vec<Change<'a>> {
         if let (Some(node), Ordering::Greater) = (new, order) {
             changes.push(Change::Set(node));
         }
-        if let (Some(o), Some(n), Ordering::Equal) = (old, new, order) {
-            if !o.entry.same_object(n.entry) {
-                changes.push(Change::Set(n));
-                // A directory that something else replaces goes with all it holds.
-                if o.entry.is_dir() && !n.entry.is_dir() {
-                    below.skip_below(o);
-                }
+        if let (Some(o), Some(n), Ordering::Equal) = (old, new, order)
+            && !same(&o, &n)
+        {
+            changes.push(Change::Set(n));
+            // A directory that something else replaces goes with all it holds.
+            if o.entry.is_dir() && !n.entry.is_dir() {
+                below.skip_below(o);
             }
         }
         if order.is_le() {

@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn records() {
-        let pax = read(b"12 path=a b\n20 mtime=1.5000000019\n17 uid=123456789\n").unwrap();
+        let pax = read(b"12 path=a b\n22 mtime=1.5000000019\n17 uid=123456789\n").unwrap();
         assert_eq!(pax.path.as_deref(), Some(&b"a b"[..]));
         assert_eq!(pax.mtime, Some((1, 500_000_001)));
         assert_eq!(pax.uid, Some(123_456_789));
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(pax.path, None, "an empty value takes the key back");
         let pax = read(b"30 SCHILY.xattr.user.a=\x00\n=\xff\n\n\n").unwrap();
         assert_eq!(pax.xattrs[&b"user.a"[..]], b"\x00\n=\xff\n\n");
-        let pax = read(b"33 LIBARCHIVE.xattr.user.a%3Db=AP8\n").unwrap();
+        let pax = read(b"35 LIBARCHIVE.xattr.user.a%3Db=AP8\n").unwrap();
         assert_eq!(pax.xattrs[&b"user.a=b"[..]], b"\x00\xff");
     }
 

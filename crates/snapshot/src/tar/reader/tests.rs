@@ -168,7 +168,7 @@ fn all_forms_of_sparse_files() {
     let mut map = b"2\n1000\n3\n3000\n3\n".to_vec();
     map.resize(512, 0);
     let mut old = raw(b"s", b'S', b"onetwo");
-    patch(&mut old, 386, b"00000001750\000000000003\000000005670\000000000003\0");
+    patch(&mut old, 386, b"00000001750\x0000000000003\x0000000005670\x0000000000003\0");
     patch(&mut old, 483, b"00000007640\0");
     let forms = [
         [raw(b"x", b'x', &v00), raw(b"s", b'0', b"onetwo")].concat(),
