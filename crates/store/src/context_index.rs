@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::disk;
 use crate::error::Result;
+use crate::layout::Layout;
 use crate::store::Store;
 
 const KIND: &str = "kiln.context.v1";
@@ -41,8 +41,8 @@ pub(crate) struct ContextIndexes(Mutex<HashMap<(u32, u64), Arc<ContextIndex>>>);
 
 /// The index of one user and file system.
 pub struct ContextIndex {
-    path: PathBuf,
-    tmp: PathBuf,
+    layout: Layout,
+    name: String,
     state: Mutex<State>,
 }
 
@@ -63,19 +63,19 @@ impl Store {
     pub fn context_index(&self, uid: u32, device: u64) -> Arc<ContextIndex> {
         let mut indexes = self.0.indexes.0.lock();
         let open = || {
-            let path = self.0.layout.context().join(format!("{uid}-{device:x}"));
-            Arc::new(ContextIndex::open(path, self.0.layout.root.join("tmp")))
+            let name = format!("{uid}-{device:x}");
+            Arc::new(ContextIndex::open(self.0.layout.clone(), name))
         };
         indexes.entry((uid, device)).or_insert_with(open).clone()
     }
 }
 
 impl ContextIndex {
-    fn open(path: PathBuf, tmp: PathBuf) -> Self {
-        let bytes = disk::read(&path).unwrap_or_default();
+    fn open(layout: Layout, name: String) -> Self {
+        let bytes = disk::read(&layout.context().join(&name)).unwrap_or_default();
         let payload = disk::unseal(KIND, &bytes).unwrap_or_default();
         let entries = payload.chunks_exact(ENTRY).filter_map(decode).collect();
-        Self { path, tmp, state: Mutex::new(State { entries, dirty: false }) }
+        Self { layout, name, state: Mutex::new(State { entries, dirty: false }) }
     }
 
     /// Returns the digest that a file in this state has.
@@ -123,8 +123,8 @@ impl ContextIndex {
         for (key, seen) in &state.entries {
             encode(&mut bytes, key, &seen.digest);
         }
-        let tmp = self.tmp.join(kiln_stdx::rand_id());
-        disk::replace(&self.path, tmp, &disk::seal(KIND, bytes), "store.context.rename", false)?;
+        let path = self.layout.context().join(&self.name);
+        disk::replace(&path, self.layout.tmp(), &disk::seal(KIND, bytes), "store.context.rename", false)?;
         state.dirty = false;
         Ok(())
     }

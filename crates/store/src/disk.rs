@@ -180,7 +180,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().join("t");
         fs::create_dir_all(top.join("a/b")).unwrap();
-        fs::set_permissions(top.join("a"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(top.join("a"), fs::Permissions::from_mode(0o0)).unwrap();
         remove_tree(&top).unwrap();
         assert!(!top.exists());
         remove_tree(&top).unwrap();

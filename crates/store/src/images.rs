@@ -143,13 +143,14 @@ impl Store {
         self.0.layout.images()
     }
 
-    /// Checks that every blob of an image is here and good by stat, repairing what can be repaired.
+    /// Checks that every blob of an image is here and good by stat; what is not is made again from its second copy, or
+    /// from the layer that it is a form of.
     ///
     /// # Errors
     /// The digest of the first blob that is gone.
     pub fn check_image(&self, image: &Image) -> Result<()> {
         for digest in self.0.image_blobs(&image.target) {
-            self.blob(&digest).ok_or(StoreError::MissingBlob(digest))?;
+            self.restore_blob(&digest).ok_or(StoreError::MissingBlob(digest))?;
             self.0.pin_blob(&digest)?;
         }
         Ok(())
@@ -296,10 +297,10 @@ impl Inner {
     }
 
     /// Makes the layout's blobs good again from the main store, and the other way round. Returns what is lost.
-    pub(crate) fn repair_images(&self, deep: bool) -> Result<Vec<Digest>> {
+    pub(crate) fn repair_images(&self, store: &Store) -> Result<Vec<Digest>> {
         let mut lost = Vec::new();
         for digest in self.pinned_blobs()? {
-            if self.blob(&digest, deep).is_none() {
+            if self.blob(&digest, true).is_none() && store.restore_blob(&digest).is_none() {
                 lost.push(digest);
                 continue;
             }

@@ -16,7 +16,7 @@ use crate::error::{IoContext, Result, StoreError};
 use crate::layout::{LayerDir, LayerId};
 use crate::record::{LayerInfo, LayerRecord, LazyLayer, RecordType, Unpacked, Variant};
 use crate::repair::RepairAction;
-use crate::store::{Inner, Store};
+use crate::store::{Inner, LayerTable, Store};
 
 pub(crate) struct LayerCell {
     pub id: LayerId,
@@ -206,7 +206,7 @@ impl Store {
         disk::write_new(&draft.dir.manifest(), &encoded)?;
         fault::point("store.layer.info").at("write", &draft.dir.info())?;
         disk::write_new(&draft.dir.info(), &record.encode())?;
-        let target = inner.layout.layer(draft.id);
+        let target = inner.layout.layers().join(draft.id.to_string());
         fault::point("store.layer.rename").at("rename", &target)?;
         fs::rename(&draft.dir.0, &target).at("rename", &target)?;
         draft.done = true;
@@ -226,6 +226,8 @@ impl Store {
         let inner = &self.0;
         let variant =
             Variant { descriptor: lazy.descriptor, diff_id: lazy.diff_id.0, compression: String::new(), epoch: None };
+        // Of two pulls of one image the second finds what the first notes.
+        let _pull = inner.pulls.lock();
         if let Some(layer) = inner.layer_by_chain(lazy.chain_id) {
             inner.touch_layer(&layer.cell);
             let known = layer.cell.record().variants.iter().any(|v| v.descriptor.digest == variant.descriptor.digest);
@@ -251,7 +253,7 @@ impl Store {
             variants: vec![variant],
         };
         let tmp = LayerDir(inner.layout.tmp());
-        let target = inner.layout.layer(record.id);
+        let target = inner.layout.layers().join(record.id.to_string());
         fs::create_dir(&tmp.0).at("create", &tmp.0)?;
         let published = disk::write_new(&tmp.info(), &record.encode())
             .and_then(|()| fault::point("store.lazy.rename").at("rename", &target))
@@ -291,6 +293,16 @@ impl Store {
             record.description = description.to_owned();
             record.record_type = record_type;
         })
+    }
+}
+
+impl LayerTable {
+    /// Takes a layer out; whoever has a handle sees from now on that it is gone.
+    pub(crate) fn take(&mut self, id: LayerId) -> Option<Arc<LayerCell>> {
+        let cell = self.by_id.remove(&id)?;
+        cell.gone.store(true, Ordering::Release);
+        self.by_chain.retain(|_, of| *of != id);
+        Some(cell)
     }
 }
 
@@ -451,25 +463,18 @@ impl Inner {
 
     /// Takes a layer out of the tables and deletes its directory. Handles that still live see that it is gone.
     pub(crate) fn remove_layer(&self, id: LayerId) {
-        let cell = {
-            let mut layers = self.layers.lock();
-            let cell = layers.by_id.remove(&id);
-            if let Some(cell) = &cell {
-                cell.gone.store(true, Ordering::Release);
-                if let Some(chain) = cell.record().chain_id
-                    && layers.by_chain.get(&chain) == Some(&id)
-                {
-                    layers.by_chain.remove(&chain);
-                }
-            }
-            cell
-        };
+        let taken = self.layers.lock().take(id);
+        if taken.is_some() {
+            self.forget_layer(id);
+        }
+    }
+
+    /// Removes what is left of a layer that was taken out of the tables.
+    pub(crate) fn forget_layer(&self, id: LayerId) {
         self.manifests.lock().remove(&id);
         self.meta.table("layer").delete(&id.0.to_be_bytes());
         self.meta.table("use").delete(&id.0.to_be_bytes());
-        if cell.is_some() {
-            self.discard(&self.layout.layer(id));
-        }
+        self.discard(&self.layout.layer(id));
     }
 
     fn discard_quietly(&self, path: &Path) {

@@ -65,6 +65,15 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// A directory that may have been deleted since the store was opened. A failure shows where it is used.
+    fn dir(&self, name: &str) -> PathBuf {
+        let path = self.root.join(name);
+        if !path.is_dir() {
+            let _ = crate::disk::ensure_dir(&path);
+        }
+        path
+    }
+
     /// Directories that exist in every open store.
     pub const DIRS: [&'static str; 8] =
         ["blobs/sha256", "layers", "drafts", "images/blobs/sha256", "tmp", "damaged", "mounts", "context"];
@@ -91,36 +100,36 @@ impl Layout {
     }
 
     pub fn layers(&self) -> PathBuf {
-        self.root.join("layers")
+        self.dir("layers")
     }
 
     pub fn layer(&self, id: LayerId) -> PathBuf {
-        self.layers().join(id.to_string())
+        self.root.join("layers").join(id.to_string())
     }
 
     pub fn drafts(&self) -> PathBuf {
-        self.root.join("drafts")
+        self.dir("drafts")
     }
 
     pub fn images(&self) -> PathBuf {
-        self.root.join("images")
+        self.dir("images")
     }
 
     pub fn damaged(&self) -> PathBuf {
-        self.root.join("damaged")
+        self.dir("damaged")
     }
 
     pub fn mounts(&self) -> PathBuf {
-        self.root.join("mounts")
+        self.dir("mounts")
     }
 
     pub fn context(&self) -> PathBuf {
-        self.root.join("context")
+        self.dir("context")
     }
 
     /// A fresh name for a temporary file or for something on its way to deletion.
     pub fn tmp(&self) -> PathBuf {
-        self.root.join("tmp").join(rand_id())
+        self.dir("tmp").join(rand_id())
     }
 }
 

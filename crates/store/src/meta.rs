@@ -31,6 +31,8 @@ const BATCH: usize = 256;
 /// How often a batch that fails for want of space, or by a fault, is tried again.
 const TRIES: u32 = 5;
 
+/// The number of an uncommitted write, and its value.
+type Pending = (u64, Option<Arc<[u8]>>);
 /// One change: a key, and its new value or none.
 pub(crate) type Change = (Vec<u8>, Option<Arc<[u8]>>);
 type Reseed = Box<dyn Fn() -> Vec<Change> + Send + Sync>;
@@ -64,7 +66,7 @@ struct Db {
 struct Queue {
     ops: VecDeque<(u64, Change)>,
     /// The latest uncommitted value of each key, with the number of the write.
-    overlay: BTreeMap<Vec<u8>, (u64, Option<Arc<[u8]>>)>,
+    overlay: BTreeMap<Vec<u8>, Pending>,
     last: u64,
     committed: u64,
     reseed: bool,
@@ -80,7 +82,7 @@ pub struct Table {
 
 impl Meta {
     /// Opens the file, or starts a new one; damage is logged, and is never an error.
-    pub(crate) fn open(path: PathBuf, damaged: PathBuf, log: RepairLog) -> Self {
+    pub fn open(path: PathBuf, damaged: PathBuf, log: RepairLog) -> Self {
         let shared = Arc::new(Shared {
             path,
             damaged,

@@ -155,16 +155,16 @@ impl Inner {
         }
         let id: LayerId = record.id.parse().ok()?;
         let layer = {
-            // Whoever takes a handle does so under this lock: two are the table's and this one's.
-            let layers = self.layers.lock();
-            let cell = layers.by_id.get(&id)?.clone();
-            if Arc::strong_count(&cell) > 2 || layers.by_id.values().any(|c| c.record().chain.contains(&id)) {
+            // Whoever takes a handle does so under this lock.
+            let mut layers = self.layers.lock();
+            let cell = layers.by_id.get(&id)?;
+            let needed = layers.by_id.values().any(|c| c.record().chain.contains(&id));
+            if Arc::strong_count(cell) > 1 || needed {
                 return None;
             }
-            cell.gone.store(true, std::sync::atomic::Ordering::Release);
-            cell.record()
+            layers.take(id)?.record()
         };
-        self.remove_layer(id);
+        self.forget_layer(id);
         for variant in &layer.variants {
             let digest = variant.descriptor.digest;
             let shared = {

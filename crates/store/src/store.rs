@@ -70,6 +70,8 @@ pub(crate) struct Inner {
     pub meta: Meta,
     pub epochs: Epochs,
     pub layers: Mutex<LayerTable>,
+    /// Held while a layer is looked up by its chain id and noted if it is new.
+    pub pulls: Mutex<()>,
     pub blobs: BlobTable,
     pub manifests: Mutex<Lru<LayerId, Arc<LayerManifest>>>,
     pub trees: Mutex<Lru<RefId, Arc<Tree>>>,
@@ -112,6 +114,7 @@ impl Store {
             log,
             meta,
             layers: Mutex::default(),
+            pulls: Mutex::default(),
             blobs: Mutex::default(),
             manifests: Mutex::new(Lru::new(MANIFEST_ENTRIES)),
             trees: Mutex::new(Lru::new(TREE_ENTRIES)),
@@ -252,7 +255,7 @@ fn check_version(layout: &Layout, log: &RepairLog) -> Result<()> {
         }
         _ => {}
     }
-    if existed || layout.layers().exists() {
+    if existed || layout.root.join("layers").exists() {
         log.add("version", if existed { "unreadable" } else { "missing" }, RepairAction::Repaired);
     }
     disk::ensure_dir(&layout.root.join("tmp"))?;

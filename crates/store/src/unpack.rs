@@ -71,15 +71,36 @@ impl Store {
         if let Some(found) = self.0.find_variant(layer, options) {
             return Ok(found);
         }
-        let made = match self.0.make_variant(self, layer, options) {
+        match self.0.make_variant(self, layer, options) {
             Err(e) if e.class() == ErrorClass::Damage => {
                 // The files are not what they were: unpack them again from some other form, and archive those.
                 self.0.repair_layer(self, layer, &e.to_string())?;
                 self.0.make_variant(self, layer, options)
             }
             other => other,
-        };
-        made
+        }
+    }
+
+    /// Returns a blob as [`Store::blob`] does, or makes it again if it is a form of a layer whose files are here.
+    pub fn restore_blob(&self, digest: &Digest) -> Option<Blob> {
+        if let Some(blob) = self.blob(digest) {
+            return Some(blob);
+        }
+        for layer in self.layers() {
+            let record = layer.cell.record();
+            let variant = record.variants.iter().find(|v| v.descriptor.digest == *digest);
+            let Some((variant, compression)) = variant.and_then(|v| Some((v, parse_compression(&v.compression)?)))
+            else {
+                continue;
+            };
+            let options = BlobOptions { compression, force: true, epoch: variant.epoch };
+            match self.layer_blob(&layer, &options) {
+                Ok(made) if made.descriptor.digest == *digest => return made.blob,
+                Ok(_) => {}
+                Err(e) => tracing::warn!(%digest, error = %e, "cannot make a blob again"),
+            }
+        }
+        None
     }
 }
 
@@ -117,8 +138,7 @@ impl Inner {
         let store_blob = |write: &mut dyn FnMut(&mut dyn Write) -> Result<Digest>| -> Result<(Blob, Digest)> {
             let mut ingest = store.ingest(None, None)?;
             let diff_id = {
-                let mut compressor =
-                    Compressor::new(&mut ingest, options.compression);
+                let mut compressor = Compressor::new(&mut ingest, options.compression);
                 let diff_id = write(&mut compressor)?;
                 compressor.finish().at("compress", &self.layout.root)?;
                 diff_id
@@ -236,6 +256,17 @@ fn kind_name(compression: &Compression) -> &'static str {
         Kind::Gzip => "gzip",
         Kind::Zstd => "zstd",
     }
+}
+
+/// Reads what [`compression_name`] wrote.
+fn parse_compression(name: &str) -> Option<Compression> {
+    let (kind, level) = match name.split_once('-') {
+        Some((kind, level)) => (kind, Some(level.parse().ok()?)),
+        None => (name, None),
+    };
+    let kinds = [Compression::NONE, Compression::GZIP, Compression::ZSTD];
+    let found = kinds.iter().find(|c| kind_name(c) == kind)?;
+    Some(Compression { level, ..*found })
 }
 
 /// The compression of a pulled blob, by its media type.

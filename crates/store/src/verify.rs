@@ -50,7 +50,7 @@ impl Store {
         let (rows, bad) = self.0.meta.verify(repair);
         report.rows = rows;
         if repair {
-            for lost in self.0.repair_images(true)? {
+            for lost in self.0.repair_images(self)? {
                 self.0.log.add("images", format!("{lost} is lost"), RepairAction::Dropped);
             }
             report.problems.extend(self.repairs().since(before).into_iter().map(|event| Problem {

@@ -19,6 +19,9 @@ const SUM: usize = 8;
 /// How many damaged files are kept for whoever wants to look.
 const KEPT: usize = 6;
 
+/// A key and its value.
+pub(super) type Row = (Vec<u8>, Vec<u8>);
+
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DbError {
     #[error(transparent)]
@@ -90,7 +93,7 @@ pub(super) fn get(connection: &Connection, key: &[u8]) -> Result<Option<Vec<u8>>
     stored.map(|stored| checked(key, &stored).ok_or(DbError::Checksum)).transpose()
 }
 
-pub(super) fn scan(connection: &Connection, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DbError> {
+pub(super) fn scan(connection: &Connection, prefix: &[u8]) -> Result<Vec<Row>, DbError> {
     let mut statement = connection.prepare_cached("SELECT k, v FROM kv WHERE k >= ?1 ORDER BY k")?;
     let mut rows = statement.query([prefix])?;
     let mut out = Vec::new();
