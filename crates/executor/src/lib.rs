@@ -13,6 +13,7 @@ mod error;
 mod executor;
 mod exit;
 pub mod hints;
+mod idmap;
 mod init;
 mod io;
 pub mod mask;

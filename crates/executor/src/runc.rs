@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use kiln_stdx::Defer;
 use tokio_util::sync::CancellationToken;
 
 use crate::sandbox::{Runner, SandboxConfig};
@@ -82,8 +83,10 @@ impl Executor for RuncExecutor {
             hidden_v2: self.runner.groups().v2_beside_v1(),
             resources: spec.resources.clone(),
         };
+        // A runtime that is killed, also by this future being dropped, cannot tidy up.
+        let tidy = Defer::new(|| self.runner.groups().remove_leftover(&cgroup));
         let ended = self.runner.run(spec, io, cancel, Some(call)).await;
-        self.runner.groups().remove_leftover(&cgroup);
+        drop(tidy);
         let mut exit = ended?;
         if exit.signal.is_none() && exit.code > 128 && exit.code <= 128 + 64 {
             exit.signal = Some(exit.code - 128);

@@ -10,6 +10,7 @@ use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Usage;
+use crate::idmap::IdMaps;
 use crate::{ExecError, StartFailure, TtySize};
 
 /// The largest spec a helper reads, in bytes: many secrets of the largest size.
@@ -37,6 +38,8 @@ pub(crate) struct WireSpec {
     pub tty: Option<TtySize>,
     pub recursive_stubs: bool,
     pub cgroup: WireCgroup,
+    /// The ids of a user namespace, when the engine is not root.
+    pub idmaps: Option<IdMaps>,
     /// Set when an OCI runtime shall run the process.
     pub runtime: Option<WireRuntime>,
 }
@@ -231,6 +234,7 @@ mod tests {
             tty: None,
             recursive_stubs: false,
             cgroup: WireCgroup::default(),
+            idmaps: None,
             runtime: None,
         };
         let memfd = seal(&spec, b"contents").unwrap();

@@ -1,5 +1,6 @@
 //! What this crate's tests run: the sandbox helper, an engine to be killed, and a probe that makes single system calls.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use kiln_executor::{Executor, ProcessIo, ProcessSpec, SandboxConfig, SandboxExecutor};
@@ -12,6 +13,7 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let rest: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
     match rest.as_slice() {
+        ["rootless", base, upper, work, command @ ..] => rootless([base, upper, work], command),
         ["engine", root, command @ ..] => engine(root, command),
         ["syscall", numbers @ ..] => std::process::exit(syscall(numbers)),
         ["int80", numbers @ ..] => std::process::exit(int80(numbers)),
@@ -30,6 +32,39 @@ fn engine(root: &str, command: &[&str]) -> ! {
         let _ = runtime.block_on(executor.run(spec, ProcessIo::default(), CancellationToken::new()));
     }
     std::process::exit(1)
+}
+
+/// Runs a command over an overlay as whatever user this is, and ends as it did.
+fn rootless([base, upper, work]: [&str; 3], command: &[&str]) -> ! {
+    let run = || -> Option<i32> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        runtime.block_on(async {
+            let executor = SandboxExecutor::new(SandboxConfig::default()).ok()?;
+            let root = kiln_snapshot::Mount::Overlay {
+                lowers: vec![base.into()],
+                upper: Some(upper.into()),
+                work: Some(work.into()),
+            };
+            let mut spec = ProcessSpec::new("rootless", root, command.iter().copied());
+            spec.env.push(("PATH".to_owned(), "/bin".to_owned()));
+            let (out, mut read) = tokio::sync::mpsc::channel(4);
+            let io = ProcessIo { stdout: kiln_executor::Output::Channel(out), ..ProcessIo::default() };
+            let print = async {
+                while let Some(piece) = read.recv().await {
+                    let _ = std::io::stdout().write_all(&piece);
+                }
+            };
+            let (ended, ()) = tokio::join!(executor.run(spec, io, CancellationToken::new()), print);
+            match ended {
+                Ok(exit) => Some(exit.code),
+                Err(error) => {
+                    let _ = writeln!(std::io::stdout(), "{error}");
+                    Some(97)
+                }
+            }
+        })
+    };
+    std::process::exit(run().unwrap_or(96))
 }
 
 fn number(text: &str) -> i64 {

@@ -1,5 +1,6 @@
 //! The executor's control groups and those of single steps.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,7 +40,10 @@ impl Groups {
     pub(crate) fn new(parent: &str) -> Arc<Self> {
         let layout = Layout::detect();
         let parent = parent.trim_matches('/').to_owned();
-        let base = layout.v2.as_ref().and_then(|v2| Base::new(&layout, v2, &parent).ok());
+        let base = layout.v2.as_ref().and_then(|v2| {
+            // An engine that starts at the same time may take the directory for a left-over one before it is locked.
+            (0..3).find_map(|_| Base::new(&layout, v2, &parent).ok())
+        });
         Arc::new(Self { layout, parent, base })
     }
 
@@ -152,17 +156,21 @@ impl Base {
 
 /// Ends what engines that were killed left running, and removes their groups. An engine that lives holds a lock.
 fn remove_stale(layout: &Layout, v2: &Path, parent: &str) {
-    for entry in fs::read_dir(v2.join(parent)).into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        // Directories of another form were not made here; the files of the group itself have a dot in their names.
-        if !name.starts_with('e') || name.contains('.') {
+    let tops = layout.v1_tops.iter().map(PathBuf::as_path).chain([v2]);
+    let entries = tops.flat_map(|top| fs::read_dir(top.join(parent)).into_iter().flatten().flatten());
+    // Directories of another form were not made here; the files of the group itself have a dot in their names.
+    let ours = |name: &String| name.starts_with('e') && !name.contains('.');
+    let names: BTreeSet<String> =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(ours).collect();
+    for name in names {
+        let dir = v2.join(parent).join(&name);
+        let lock = open_dir(&dir);
+        let alive = |dir: &OwnedFd| rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive).is_err();
+        if lock.as_ref().is_ok_and(alive) {
             continue;
         }
-        let Ok(dir) = open_dir(&entry.path()) else { continue };
-        if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            let _ = fs::write(entry.path().join("cgroup.kill"), "1");
-            remove_instance(layout, parent, &name);
-        }
+        let _ = fs::write(dir.join("cgroup.kill"), "1");
+        remove_instance(layout, parent, &name);
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::fs::{FileType, Mode, OFlags, makedev};
 
 use super::child::Plan;
 use super::tree::{self, NODEV, NOEXEC, NOSUID};
+use crate::idmap::IdMaps;
 use crate::sys::mount::{self, Opt};
 use crate::wire::Failure;
 
@@ -36,8 +37,11 @@ pub(super) fn mount(plan: &Plan<'_>) -> Result<(), Failure> {
     let attrs = NOSUID | rustix::mount::MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     let dev = tree::mount_new(plan, "/dev", "tmpfs", &options, attrs)?;
     fill(plan, &dev).map_err(|error| Failure::setup("fill /dev", error))?;
-    let pts =
-        [Opt::Flag("newinstance"), Opt::Value("ptmxmode", "0666"), Opt::Value("mode", "0620"), Opt::Value("gid", "5")];
+    let mut pts = vec![Opt::Flag("newinstance"), Opt::Value("ptmxmode", "0666"), Opt::Value("mode", "0620")];
+    // With a single id there is no group 5.
+    if plan.spec.idmaps.as_ref().is_none_or(IdMaps::is_full) {
+        pts.push(Opt::Value("gid", "5"));
+    }
     tree::mount_new(plan, "/dev/pts", "devpts", &pts, NOSUID | NOEXEC)?;
     let size = plan.spec.shm_size.to_string();
     let shm = [Opt::Value("mode", "1777"), Opt::Value("size", &size)];

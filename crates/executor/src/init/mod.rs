@@ -24,6 +24,7 @@ mod step;
 mod stubs;
 mod terminal;
 mod tree;
+mod userns;
 
 /// The helper's `argv[0]`.
 pub(crate) const NAME: &str = "kiln-sandbox-init";

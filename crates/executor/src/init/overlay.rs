@@ -12,11 +12,16 @@ use kiln_stdx::limits::OVERLAY_LAYERS;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, UnmountFlags};
 
+use super::userns;
 use crate::sys::mount;
 use crate::wire::Failure;
 
-/// The options besides the directories.
-const OPTIONS: [(&str, &str); 4] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "off"), ("xino", "off")];
+/// Returns the options besides the directories.
+fn features() -> [(&'static str, &'static str); 4] {
+    // With `userxattr` the kernel takes no other word for "off" than the stricter one.
+    let redirect = if userns::inside() { "nofollow" } else { "off" };
+    [("index", "off"), ("metacopy", "off"), ("redirect_dir", redirect), ("xino", "off")]
+}
 
 /// The directories of one overlay.
 pub(super) struct Overlay<'a> {
@@ -73,11 +78,12 @@ impl Overlay<'_> {
                 set(key, &by_descriptor(&dir)).map_err(|errno| Problem::Layer(path.to_owned(), errno.into()))?;
             }
         }
-        for (key, value) in OPTIONS {
+        for (key, value) in features() {
             set(key, value).map_err(Problem::plain)?;
         }
-        if self.upper.is_some() {
-            rustix::mount::fsconfig_set_flag(&context, "volatile").map_err(Problem::plain)?;
+        let flags = [("volatile", self.upper.is_some()), ("userxattr", userns::inside())];
+        for (flag, _) in flags.into_iter().filter(|(_, wanted)| *wanted) {
+            rustix::mount::fsconfig_set_flag(&context, flag).map_err(Problem::plain)?;
         }
         if let Err(errno) = rustix::mount::fsconfig_create(&context) {
             return Err(Problem::Mount(explanation(&context), errno.into()));
@@ -105,11 +111,14 @@ impl Overlay<'_> {
                 held.push(dir);
             }
         }
-        for (key, value) in OPTIONS {
+        for (key, value) in features() {
             options.push_str(&format!(",{key}={value}"));
         }
         if self.upper.is_some() {
             options.push_str(",volatile");
+        }
+        if userns::inside() {
+            options.push_str(",userxattr");
         }
         // The mount covers /proc for the two calls that make it a detached one; no other directory is sure to exist.
         let options = std::ffi::CString::new(options)?;

@@ -7,6 +7,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::identity::Identity;
 use super::step::Kit;
+use crate::idmap::IdMaps;
 use crate::sys::process;
 use crate::wire::{Failure, WireSpec};
 
@@ -33,13 +34,15 @@ const CAPABILITIES: u32 = 64;
 /// `ping`, it needs CAP_SYS_ADMIN. Everything done afterwards is allowed by it.
 pub(super) fn drop_all(spec: &WireSpec, kit: &Kit<'_>, user: &Identity) -> Result<(), Failure> {
     own_streams(kit, user.uid);
+    // A namespace with a single id was made under the condition that nobody changes groups in it.
+    let groups_allowed = spec.idmaps.as_ref().is_none_or(IdMaps::is_full);
     for &(resource, soft, hard) in &spec.rlimits {
         process::set_limit(resource, soft, hard).map_err(|error| Failure::setup("set a resource limit", error))?;
     }
     let held =
         rustix::thread::capabilities(None).map_err(|errno| Failure::setup("read capabilities", errno))?.permitted;
     if spec.insecure {
-        return become_user(user, held, true);
+        return become_user(user, held, true, groups_allowed);
     }
     let Some(filter) = kit.filter else {
         return Err(Failure::setup(
@@ -52,7 +55,7 @@ pub(super) fn drop_all(spec: &WireSpec, kit: &Kit<'_>, user: &Identity) -> Resul
     if !spec.devices_guarded {
         keep.remove(CapabilitySet::MKNOD);
     }
-    become_user(user, keep.intersection(held), false)
+    become_user(user, keep.intersection(held), false, groups_allowed)
 }
 
 /// Pipes belong to whoever made them; a process that opens `/dev/stdout` anew must be their owner.
@@ -66,12 +69,14 @@ fn own_streams(kit: &Kit<'_>, uid: u32) {
     }
 }
 
-fn become_user(user: &Identity, keep: CapabilitySet, ambient: bool) -> Result<(), Failure> {
+fn become_user(user: &Identity, keep: CapabilitySet, ambient: bool, groups_allowed: bool) -> Result<(), Failure> {
     let fail = |errno| Failure::setup(format!("become user {}:{}", user.uid, user.gid), errno);
     bound(keep)?;
     rustix::thread::set_keep_capabilities(true).map_err(fail)?;
     let groups: Vec<Gid> = user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
-    rustix::thread::set_thread_groups(&groups).map_err(fail)?;
+    if groups_allowed {
+        rustix::thread::set_thread_groups(&groups).map_err(fail)?;
+    }
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(fail)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(fail)?;

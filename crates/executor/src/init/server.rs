@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::step::{self, Kit};
+use super::userns;
 use crate::seccomp::{self, Insn};
 use crate::sys::{fds, process};
 
@@ -15,6 +16,7 @@ pub(super) fn serve() -> ! {
     let socket = unsafe { BorrowedFd::borrow_raw(0) };
     detach();
     let filter = seccomp::default_program();
+    userns::look();
     loop {
         match fds::receive(socket) {
             Ok(message) if message.fds.is_empty() => process::exit_now(0),

@@ -10,7 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::child::{self, Plan};
 use super::files::Files;
 use super::stubs::Stubs;
-use super::{identity, mounts, runtime, server};
+use super::{identity, mounts, runtime, server, userns};
 use crate::exit::Usage;
 use crate::seccomp::Insn;
 use crate::sys::fds;
@@ -48,6 +48,9 @@ fn supervise(spec: OwnedFd, kit: Kit<'_>, socket: &OwnedFd) -> Result<(i32, Usag
         .map_err(|errno| Failure::setup("open /dev/null", errno))?;
     server::hold_standard_streams(&null).map_err(|error| Failure::setup("hold the standard streams", error))?;
     let (spec, contents) = wire::unseal(spec).map_err(|error| Failure::setup("read the process spec", error))?;
+    if let Some(maps) = &spec.idmaps {
+        userns::enter(maps)?;
+    }
     let root = mounts::open_root(&spec)?;
     let user = identity::resolve(&root, &spec.user)?;
     let prepared = spec.mounts.iter().map(mounts::prepare).collect::<Result<Vec<_>, _>>()?;

@@ -3,13 +3,14 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::child::Plan;
 use super::files::{self, ROOT};
-use super::{devices, masks, stubs};
+use super::{devices, masks, stubs, userns};
 use crate::sys::mount::{self, Opt};
 use crate::wire::{Failure, WireSandboxMount, WireSpec};
 
@@ -60,8 +61,21 @@ fn system_mounts(plan: &Plan<'_>) -> Result<(), Failure> {
     let sys = if spec.insecure { system } else { system | RDONLY };
     mount_new(plan, "/proc", "proc", &[], system)?;
     devices::mount(plan)?;
-    mount_new(plan, "/sys", "sysfs", &[], sys)?;
+    match mount_new(plan, "/sys", "sysfs", &[], sys) {
+        // In a user namespace that does not own the network, only what is mounted already can be shown.
+        Err(Failure::Mount { errno: libc::EPERM, .. }) if userns::inside() => return host_sys(plan),
+        mounted => mounted?,
+    };
     control_groups(plan, sys)
+}
+
+/// Shows the host's `/sys` with all below it, read-only.
+fn host_sys(plan: &Plan<'_>) -> Result<(), Failure> {
+    let bind = || -> io::Result<()> {
+        let tree = super::mounts::bind(Path::new("/sys"), true)?;
+        mount::attach(tree, target(&plan.root, "/sys", true)?)
+    };
+    bind().map_err(|error| Failure::mount("the host's /sys", "/sys", error))
 }
 
 /// Makes a file system and attaches it.

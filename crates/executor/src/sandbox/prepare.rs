@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use kiln_snapshot::Mount;
 
+use crate::idmap::IdMaps;
 use crate::wire::{WireCgroup, WireMount, WireNetwork, WireRuntime, WireSandboxMount, WireSource, WireSpec};
 use crate::{
     DEFAULT_HOSTNAME, DEFAULT_SHM_SIZE, ExecError, ExtraHost, MountSource, Namespace, NetworkMode, ProcessSpec,
@@ -100,6 +101,7 @@ pub(super) fn wire(spec: ProcessSpec, place: Place<'_>) -> Result<(WireSpec, Vec
         tty: spec.tty,
         recursive_stubs: spec.remove_stubs_recursive,
         cgroup: place.cgroup,
+        idmaps: IdMaps::detect(),
         runtime: place.runtime,
     };
     Ok((wire, files.0))
