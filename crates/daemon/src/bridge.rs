@@ -1,0 +1,325 @@
+//! LLBBridge on the control socket: how clients drive a build themselves, call by call.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+
+use futures::Stream;
+use kiln_engine::{Bridge, CacheSpec, Engine, FrontendRequest, FrontendResult, Ref, ResultRefs, inspect};
+use kiln_llb::caps;
+use kiln_session::errdetail;
+use kiln_session::proto::control::apicaps::ApiCap;
+use kiln_session::proto::gateway as pb;
+use kiln_session::proto::gateway::llb_bridge_server::LlbBridge;
+use kiln_session::proto::fs::Stat;
+use kiln_session::stat::{go, to_go_mode};
+use kiln_snapshot::{Entry, Kind};
+use kiln_store::ImmutableRef;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{convert, workers};
+
+/// Names the build that a call belongs to.
+const BUILD: &str = "buildkit-controlapi-buildid";
+
+/// The bridge service.
+pub struct BridgeService {
+    pub engine: Engine,
+    pub build_id: String,
+}
+
+impl BridgeService {
+    fn build<T>(request: &Request<T>) -> Result<String, Status> {
+        let id = request.metadata().get(BUILD).and_then(|v| v.to_str().ok());
+        id.map(str::to_owned).ok_or_else(|| Status::invalid_argument("no buildid found in context"))
+    }
+
+    async fn bridge<T>(&self, request: &Request<T>) -> Result<Bridge, Status> {
+        let build = Self::build(request)?;
+        self.engine.gateway(&build).await.map_err(|e| Status::not_found(e.to_string()))
+    }
+
+    async fn evaluated(bridge: &Bridge, id: &str) -> Result<ImmutableRef, Status> {
+        if id.is_empty() {
+            return Ok(bridge.parts().store.scratch());
+        }
+        let reference = find(bridge, id)?;
+        bridge.evaluate(&reference).await.map_err(|e| convert::status(&e))
+    }
+}
+
+fn find(bridge: &Bridge, id: &str) -> Result<Ref, Status> {
+    bridge.reference(id).ok_or_else(|| Status::not_found(format!("no such ref: {id}")))
+}
+
+fn wire_ref(reference: Option<&Ref>) -> pb::Ref {
+    match reference {
+        Some(reference) => pb::Ref { id: reference.id().to_owned(), def: Some(reference.definition().to_pb()) },
+        None => pb::Ref::default(),
+    }
+}
+
+fn wire_result(result: &FrontendResult) -> pb::Result {
+    let refs = match &result.refs {
+        ResultRefs::Single(one) => pb::result::Result::Ref(wire_ref(one.as_ref())),
+        ResultRefs::Map(map) => {
+            let refs = map.iter().map(|(id, one)| (id.clone(), wire_ref(one.as_ref()))).collect();
+            pb::result::Result::Refs(pb::RefMap { refs })
+        }
+    };
+    let metadata = result.metadata.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+    pb::Result { result: Some(refs), metadata, attestations: BTreeMap::new() }
+}
+
+fn own_result(bridge: &Bridge, result: pb::Result) -> Result<FrontendResult, Status> {
+    let lookup = |id: &str| if id.is_empty() { Ok(None) } else { find(bridge, id).map(Some) };
+    let refs = match result.result {
+        None => ResultRefs::Single(None),
+        Some(pb::result::Result::Ref(one)) => ResultRefs::Single(lookup(&one.id)?),
+        Some(pb::result::Result::RefDeprecated(id)) => ResultRefs::Single(lookup(&id)?),
+        Some(pb::result::Result::Refs(map)) => {
+            let refs = map.refs.into_iter().map(|(id, one)| Ok((id, lookup(&one.id)?)));
+            ResultRefs::Map(refs.collect::<Result<_, Status>>()?)
+        }
+        Some(pb::result::Result::RefsDeprecated(map)) => {
+            let refs = map.refs.into_iter().map(|(id, one)| Ok((id, lookup(&one)?)));
+            ResultRefs::Map(refs.collect::<Result<_, Status>>()?)
+        }
+    };
+    let metadata = result.metadata.into_iter().map(|(k, v)| (k, v.to_vec())).collect();
+    Ok(FrontendResult { refs, metadata })
+}
+
+fn wire_stat(entry: &Entry) -> Stat {
+    let kind = match entry.kind {
+        Kind::Dir => go::DIR,
+        Kind::Symlink => go::SYMLINK,
+        Kind::Fifo => go::NAMED_PIPE,
+        Kind::CharDevice => go::DEVICE | go::CHAR_DEVICE,
+        Kind::BlockDevice => go::DEVICE,
+        Kind::File | Kind::Whiteout => 0,
+    };
+    let nanos = entry.mtime.0.saturating_mul(1_000_000_000).saturating_add(i64::from(entry.mtime.1));
+    Stat {
+        path: entry.name().to_vec().into(),
+        mode: kind | (to_go_mode(entry.mode) & !go::TYPE),
+        uid: entry.uid,
+        gid: entry.gid,
+        size: i64::try_from(entry.size).unwrap_or(i64::MAX),
+        mod_time: nanos,
+        linkname: entry.target.clone().into(),
+        devmajor: i64::from(entry.rdev.0),
+        devminor: i64::from(entry.rdev.1),
+        ..Stat::default()
+    }
+}
+
+fn api_caps(names: impl IntoIterator<Item = &'static str>) -> Vec<ApiCap> {
+    names.into_iter().map(|id| ApiCap { id: id.to_owned(), enabled: true, ..ApiCap::default() }).collect()
+}
+
+fn no_containers<T>() -> Result<T, Status> {
+    Err(Status::unimplemented("containers of the gateway are not supported by this engine"))
+}
+
+#[tonic::async_trait]
+impl LlbBridge for BridgeService {
+    async fn resolve_image_config(
+        &self,
+        request: Request<pb::ResolveImageConfigRequest>,
+    ) -> Result<Response<pb::ResolveImageConfigResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let layout = (request.resolver_type == 1).then_some((request.session_id, request.store_id));
+        let resolved = kiln_engine::source::lookup::image_config(
+            &bridge,
+            &request.r#ref,
+            convert::platform(request.platform),
+            layout,
+            &request.log_name,
+        )
+        .await
+        .map_err(|e| convert::status(&e))?;
+        Ok(Response::new(pb::ResolveImageConfigResponse {
+            digest: resolved.root.to_string(),
+            config: resolved.config_json.into(),
+            r#ref: request.r#ref,
+        }))
+    }
+
+    async fn resolve_source_meta(
+        &self,
+        request: Request<pb::ResolveSourceMetaRequest>,
+    ) -> Result<Response<pb::ResolveSourceMetaResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let source = request.source.ok_or_else(|| Status::invalid_argument("no source"))?;
+        let platform = convert::platform(request.platform);
+        let attr = |key: &str| source.attrs.get(key).cloned().unwrap_or_default();
+        let (name, layout) = match source.identifier.split_once("://") {
+            Some(("docker-image", name)) => (name, None),
+            Some(("oci-layout", name)) => (name, Some((attr("oci.session"), attr("oci.store")))),
+            _ => return Ok(Response::new(pb::ResolveSourceMetaResponse { source: Some(source), ..Default::default() })),
+        };
+        let resolved =
+            kiln_engine::source::lookup::image_config(&bridge, name, platform, layout, &request.log_name)
+                .await
+                .map_err(|e| convert::status(&e))?;
+        let no_config = request.image.is_some_and(|i| i.no_config);
+        let image = pb::ResolveSourceImageResponse {
+            digest: resolved.root.to_string(),
+            config: if no_config { Default::default() } else { resolved.config_json.into() },
+            attestation_chain: None,
+        };
+        Ok(Response::new(pb::ResolveSourceMetaResponse {
+            source: Some(source),
+            image: Some(image),
+            ..Default::default()
+        }))
+    }
+
+    async fn solve(&self, request: Request<pb::SolveRequest>) -> Result<Response<pb::SolveResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let request = FrontendRequest {
+            definition: request.definition.map(convert::definition).filter(|d| !d.is_empty()),
+            frontend: request.frontend,
+            attrs: request.frontend_opt,
+            inputs: convert::definitions(request.frontend_inputs),
+            cache_imports: request
+                .cache_imports
+                .into_iter()
+                .map(|e| CacheSpec { kind: e.r#type, attrs: e.attrs })
+                .collect(),
+            evaluate: request.evaluate,
+        };
+        let result = bridge.solve(request).await.map_err(|e| convert::status(&e))?;
+        Ok(Response::new(pb::SolveResponse { r#ref: String::new(), result: Some(wire_result(&result)) }))
+    }
+
+    async fn read_file(&self, request: Request<pb::ReadFileRequest>) -> Result<Response<pb::ReadFileResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let reference = Self::evaluated(&bridge, &request.r#ref).await?;
+        let range = request.range.map(|r| inspect::Range {
+            offset: u64::try_from(r.offset).unwrap_or(0),
+            length: u64::try_from(r.length).unwrap_or(0),
+        });
+        let data = inspect::read_file(bridge.parts(), &reference, &request.file_path, range)
+            .await
+            .map_err(|e| convert::status(&e))?;
+        Ok(Response::new(pb::ReadFileResponse { data: data.into() }))
+    }
+
+    async fn read_dir(&self, request: Request<pb::ReadDirRequest>) -> Result<Response<pb::ReadDirResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let reference = Self::evaluated(&bridge, &request.r#ref).await?;
+        let entries = inspect::read_dir(&reference, &request.dir_path).map_err(|e| convert::status(&e))?;
+        let pattern = request.include_pattern.as_bytes();
+        let matches = |entry: &&Entry| {
+            pattern.is_empty() || kiln_stdx::pattern::matches(pattern, entry.name()).unwrap_or(false)
+        };
+        Ok(Response::new(pb::ReadDirResponse { entries: entries.iter().filter(matches).map(wire_stat).collect() }))
+    }
+
+    async fn stat_file(&self, request: Request<pb::StatFileRequest>) -> Result<Response<pb::StatFileResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let reference = Self::evaluated(&bridge, &request.r#ref).await?;
+        let entry = inspect::stat(&reference, &request.path).map_err(|e| convert::status(&e))?;
+        Ok(Response::new(pb::StatFileResponse { stat: Some(wire_stat(&entry)) }))
+    }
+
+    async fn evaluate(&self, request: Request<pb::EvaluateRequest>) -> Result<Response<pb::EvaluateResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        Self::evaluated(&bridge, &request.into_inner().r#ref).await?;
+        Ok(Response::new(pb::EvaluateResponse {}))
+    }
+
+    async fn ping(&self, request: Request<pb::PingRequest>) -> Result<Response<pb::PongResponse>, Status> {
+        // Clients ping before anything else; the wait for their build is part of the answer.
+        self.bridge(&request).await?;
+        Ok(Response::new(pb::PongResponse {
+            frontend_api_caps: api_caps(caps::GATEWAY.iter().map(|(id, _)| *id).filter(|id| !id.contains(".exec"))),
+            llb_caps: api_caps(caps::LLB.iter().copied()),
+            workers: vec![workers::worker(&self.engine, &self.build_id)],
+        }))
+    }
+
+    async fn r#return(&self, request: Request<pb::ReturnRequest>) -> Result<Response<pb::ReturnResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let build = Self::build(&request)?;
+        let request = request.into_inner();
+        let outcome = match request.error {
+            Some(error) if error.code != 0 => Err(convert::error(&errdetail::from_rpc(&error))),
+            _ => Ok(own_result(&bridge, request.result.unwrap_or_default())?),
+        };
+        self.engine.finish(&build, outcome).await.map_err(|e| convert::status(&e))?;
+        Ok(Response::new(pb::ReturnResponse {}))
+    }
+
+    async fn inputs(&self, request: Request<pb::InputsRequest>) -> Result<Response<pb::InputsResponse>, Status> {
+        self.bridge(&request).await?;
+        Ok(Response::new(pb::InputsResponse { definitions: BTreeMap::new() }))
+    }
+
+    async fn new_container(
+        &self,
+        _: Request<pb::NewContainerRequest>,
+    ) -> Result<Response<pb::NewContainerResponse>, Status> {
+        no_containers()
+    }
+
+    async fn release_container(
+        &self,
+        _: Request<pb::ReleaseContainerRequest>,
+    ) -> Result<Response<pb::ReleaseContainerResponse>, Status> {
+        no_containers()
+    }
+
+    type ExecProcessStream = Pin<Box<dyn Stream<Item = Result<pb::ExecMessage, Status>> + Send>>;
+
+    async fn exec_process(
+        &self,
+        _: Request<Streaming<pb::ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
+        no_containers()
+    }
+
+    async fn read_file_container(
+        &self,
+        _: Request<pb::ReadFileRequest>,
+    ) -> Result<Response<pb::ReadFileResponse>, Status> {
+        no_containers()
+    }
+
+    async fn read_dir_container(
+        &self,
+        _: Request<pb::ReadDirRequest>,
+    ) -> Result<Response<pb::ReadDirResponse>, Status> {
+        no_containers()
+    }
+
+    async fn stat_file_container(
+        &self,
+        _: Request<pb::StatFileRequest>,
+    ) -> Result<Response<pb::StatFileResponse>, Status> {
+        no_containers()
+    }
+
+    async fn warn(&self, request: Request<pb::WarnRequest>) -> Result<Response<pb::WarnResponse>, Status> {
+        let bridge = self.bridge(&request).await?;
+        let w = request.into_inner();
+        let vertex = w.digest.parse().map_err(|_| Status::invalid_argument("bad vertex digest"))?;
+        bridge.build().log.push(kiln_engine::events::Event::Warning(kiln_engine::events::WarningEvent {
+            vertex,
+            level: w.level,
+            short: w.short.to_vec(),
+            detail: w.detail.iter().map(|d| d.to_vec()).collect(),
+            url: w.url,
+            source: w.info,
+            ranges: w.ranges,
+        }));
+        Ok(Response::new(pb::WarnResponse {}))
+    }
+}

@@ -1,0 +1,75 @@
+//! Builds the engine from its parts: which drivers, which directories.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_engine::{Engine, History, Parts};
+use kiln_executor::{SandboxConfig, SandboxExecutor};
+use kiln_registry::{Registry, RegistryConfig};
+use kiln_session::SessionRegistry;
+use kiln_snapshot::{CopySnapshotter, OverlaySnapshotter, Snapshotter};
+use kiln_store::{Meta, Store, StoreConfig};
+
+use crate::{DaemonConfig, DaemonError};
+
+/// Seconds between checks of one blob or layer; for tests and for hosts that are not trusted.
+const RECHECK: &str = "KILN_RECHECK";
+/// `overlay` or `copy`; without it, overlay where the kernel has it.
+const DRIVER: &str = "KILN_SNAPSHOTTER";
+
+/// Opens the state and returns the engine. Must be called within a tokio runtime.
+///
+/// # Errors
+/// The root is in use or cannot be written.
+pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
+    let mut store_config = StoreConfig::new(&config.root);
+    if let Some(seconds) = std::env::var(RECHECK).ok().and_then(|v| v.parse().ok()) {
+        store_config.recheck = std::time::Duration::from_secs(seconds);
+    }
+    let store = Store::open(store_config).map_err(|error| match error {
+        kiln_store::StoreError::Locked { .. } => DaemonError::InUse { root: config.root.display().to_string() },
+        other => start("opening the store", std::io::Error::other(other)),
+    })?;
+    let history = Meta::open(config.root.join("history.db"), config.root.join("damaged"), store.repairs().clone());
+    let runtime_dir = runtime_dir(&config.root)?;
+    let executor = SandboxExecutor::new(SandboxConfig::default()).map_err(|e| start("preparing the sandbox", std::io::Error::other(e)))?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts = Parts {
+        snapshotter: snapshotter(),
+        executor: Arc::new(executor),
+        registry: Registry::new(RegistryConfig::default()),
+        sessions: SessionRegistry::new(),
+        entitlements: vec!["network.host".to_owned()],
+        runtime_dir,
+        work: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
+        store,
+    };
+    Ok(Engine::new(Arc::new(parts), History::new(&history)))
+}
+
+fn start(what: &'static str, source: std::io::Error) -> DaemonError {
+    DaemonError::Start { what, source }
+}
+
+fn snapshotter() -> Arc<dyn Snapshotter> {
+    let overlay = std::fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("overlay"));
+    match std::env::var(DRIVER).as_deref() {
+        Ok("copy") => Arc::new(CopySnapshotter),
+        Ok("overlay") => Arc::new(OverlaySnapshotter),
+        _ if overlay => Arc::new(OverlaySnapshotter),
+        _ => Arc::new(CopySnapshotter),
+    }
+}
+
+/// Returns a fresh private directory for sockets and bundles of running steps, on a tmpfs where the host has one.
+fn runtime_dir(root: &Path) -> Result<PathBuf, DaemonError> {
+    let name = format!("kiln-{}-{}", std::process::id(), kiln_stdx::rand_id());
+    for parent in [Path::new("/run"), &root.join("tmp")] {
+        let path = parent.join(&name);
+        if std::fs::DirBuilder::new().mode(0o700).create(&path).is_ok() {
+            return Ok(path);
+        }
+    }
+    Err(start("making a runtime directory", std::io::ErrorKind::PermissionDenied.into()))
+}

@@ -1,0 +1,117 @@
+//! Between wire messages and the engine's own types.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use kiln_engine::{CacheSpec, EngineError, ExporterSpec, SolveRequest};
+use kiln_llb::{Definition, pb};
+use kiln_oci::Platform;
+use kiln_session::errdetail::{self, Detail};
+use kiln_session::proto::control;
+use kiln_stdx::ErrorClass;
+use tonic::{Code, Status};
+
+/// Returns the status that tells a client of a failed build: text, place in the source, vertex.
+pub fn status(error: &EngineError) -> Status {
+    let code = match error.class() {
+        ErrorClass::Canceled => Code::Cancelled,
+        ErrorClass::Bug => Code::Internal,
+        _ => Code::Unknown,
+    };
+    let mut details = Vec::new();
+    if let Some(location) = &error.source_location {
+        details.push(Detail::Source { info: location.info.clone(), ranges: location.ranges.clone() });
+    }
+    if let Some(vertex) = &error.vertex {
+        details.push(Detail::Vertex { digest: vertex.to_string() });
+        details.push(Detail::Solve { input_ids: Vec::new(), mount_ids: Vec::new(), subject: None });
+    }
+    let mut status = errdetail::to_status(code, &error.to_string(), &details);
+    if let Some(hint) = error.hint.as_deref().and_then(|hint| hint.parse().ok()) {
+        status.metadata_mut().insert(HINT, hint);
+    }
+    status
+}
+
+/// Header of a failed call that says what to do about it; kiln's own client shows it.
+pub const HINT: &str = "kiln-hint";
+
+/// Returns the error that a client's frontend ended with.
+pub fn error(status: &Status) -> EngineError {
+    let class = match status.code() {
+        Code::Cancelled => ErrorClass::Canceled,
+        _ => ErrorClass::UserInput,
+    };
+    let mut error = EngineError::new(class, status.message());
+    for detail in errdetail::details(status) {
+        match detail {
+            Detail::Source { info, ranges } => {
+                error.source_location = Some(Box::new(kiln_engine::error::Location { info, ranges }));
+            }
+            Detail::Vertex { digest } => error.vertex = digest.parse().ok(),
+            _ => {}
+        }
+    }
+    error
+}
+
+/// Returns a wire time.
+pub fn time(at: SystemTime) -> prost_types::Timestamp {
+    prost_types::Timestamp::from(at)
+}
+
+/// Returns the definition of a message; the empty one stands for nothing.
+pub fn definition(message: pb::Definition) -> Definition {
+    Definition::from(message)
+}
+
+/// Returns the definitions of a map of messages.
+pub fn definitions(map: BTreeMap<String, pb::Definition>) -> BTreeMap<String, Definition> {
+    map.into_iter().map(|(name, message)| (name, definition(message))).collect()
+}
+
+/// Returns a platform from the wire.
+pub fn platform(message: Option<pb::Platform>) -> Option<Platform> {
+    message.map(|p| {
+        let mut platform = Platform::new(&p.os, &p.architecture, &p.variant);
+        platform.os_version = p.os_version;
+        platform.os_features = p.os_features;
+        platform
+    })
+}
+
+/// Returns the build that a client asks for.
+pub fn solve_request(request: control::SolveRequest) -> SolveRequest {
+    let mut exporters: Vec<ExporterSpec> = request
+        .exporters
+        .into_iter()
+        .enumerate()
+        .map(|(number, e)| ExporterSpec { kind: e.r#type, attrs: e.attrs, id: number.to_string() })
+        .collect();
+    if exporters.is_empty() && !request.exporter_deprecated.is_empty() {
+        let attrs = request.exporter_attrs_deprecated;
+        exporters.push(ExporterSpec { kind: request.exporter_deprecated, attrs, id: "0".to_owned() });
+    }
+    let cache = request.cache.unwrap_or_default();
+    let specs = |entries: Vec<control::CacheOptionsEntry>| {
+        entries.into_iter().map(|e| CacheSpec { kind: e.r#type, attrs: e.attrs }).collect::<Vec<_>>()
+    };
+    let mut cache_imports = specs(cache.imports);
+    cache_imports.extend(cache.import_refs_deprecated.into_iter().map(|reference| CacheSpec {
+        kind: "registry".to_owned(),
+        attrs: BTreeMap::from([("ref".to_owned(), reference)]),
+    }));
+    SolveRequest {
+        reference: request.r#ref,
+        session: request.session,
+        frontend: request.frontend,
+        frontend_attrs: request.frontend_attrs,
+        frontend_inputs: definitions(request.frontend_inputs),
+        definition: request.definition.map(definition),
+        exporters,
+        cache_imports,
+        cache_exports: specs(cache.exports),
+        entitlements: request.entitlements,
+        internal: request.internal,
+    }
+}

@@ -1,0 +1,39 @@
+//! Why an engine process does not start, or ends.
+
+use std::io;
+
+use kiln_stdx::ErrorClass;
+
+/// A failed engine process.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// An address that cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address as configured.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another engine serves this root.
+    #[error("another engine uses state root {root}")]
+    InUse {
+        /// The state root.
+        root: String,
+    },
+    /// The process lacks something it needs.
+    #[error("{what}: {source}")]
+    Start {
+        /// What was being done.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl DaemonError {
+    /// Returns the class of the error.
+    pub fn class(&self) -> ErrorClass {
+        ErrorClass::Environment
+    }
+}

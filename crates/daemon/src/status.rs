@@ -1,0 +1,84 @@
+//! A build's events as status responses.
+
+use std::sync::Arc;
+
+use kiln_engine::events::{Event, EventLog, EventReader};
+use kiln_llb::pb;
+use kiln_session::proto::control::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
+use tonic::Status;
+
+use crate::convert::time;
+
+/// Most bytes of log in one response, well below the largest message.
+const LOG_BYTES: usize = 1 << 20;
+
+/// Returns a stream of all events of a build, from the first to the last.
+pub fn stream(reader: EventReader) -> impl futures::Stream<Item = Result<StatusResponse, Status>> + Send {
+    futures::stream::unfold(reader, |mut reader| async move {
+        let batch = reader.next().await?;
+        let responses: Vec<_> = responses(reader.log(), &batch).into_iter().map(Ok).collect();
+        Some((futures::stream::iter(responses), reader))
+    })
+    .flatten()
+}
+
+use futures::StreamExt as _;
+
+/// Returns a batch of events as responses of bounded size.
+pub fn responses(log: &EventLog, batch: &[Arc<Event>]) -> Vec<StatusResponse> {
+    let mut all = vec![StatusResponse::default()];
+    let mut bytes = 0;
+    for event in batch {
+        if bytes > LOG_BYTES {
+            all.push(StatusResponse::default());
+            bytes = 0;
+        }
+        let Some(response) = all.last_mut() else { break };
+        match event.as_ref() {
+            Event::Vertex(v) => response.vertexes.push(Vertex {
+                digest: v.digest.map(|d| d.to_string()).unwrap_or_default(),
+                inputs: v.inputs.iter().map(ToString::to_string).collect(),
+                name: v.name.clone(),
+                cached: v.cached,
+                started: v.started.map(time),
+                completed: v.completed.map(time),
+                error: v.error.clone(),
+                progress_group: v.progress_group.as_ref().map(|g| pb::ProgressGroup {
+                    id: g.id.clone(),
+                    name: g.name.clone(),
+                    weak: g.weak,
+                }),
+            }),
+            Event::Status(s) => response.statuses.push(VertexStatus {
+                id: s.id.clone(),
+                vertex: s.vertex.to_string(),
+                name: s.name.clone(),
+                current: s.current,
+                total: s.total,
+                timestamp: Some(time(s.timestamp)),
+                started: s.started.map(time),
+                completed: s.completed.map(time),
+            }),
+            Event::Log(l) => {
+                let msg = log.data(l).unwrap_or_default();
+                bytes += msg.len();
+                response.logs.push(VertexLog {
+                    vertex: l.vertex.to_string(),
+                    timestamp: Some(time(l.timestamp)),
+                    stream: i64::from(l.stream),
+                    msg: msg.into(),
+                });
+            }
+            Event::Warning(w) => response.warnings.push(VertexWarning {
+                vertex: w.vertex.to_string(),
+                level: w.level,
+                short: w.short.clone().into(),
+                detail: w.detail.iter().map(|d| d.clone().into()).collect(),
+                url: w.url.clone(),
+                info: w.source.clone(),
+                ranges: w.ranges.clone(),
+            }),
+        }
+    }
+    all
+}

@@ -1,0 +1,44 @@
+//! What the engine says of itself: version, platforms, labels.
+
+use std::collections::BTreeMap;
+
+use kiln_engine::Engine;
+use kiln_llb::pb;
+use kiln_oci::Platform;
+use kiln_session::proto::control::types::{BuildkitVersion, WorkerRecord};
+
+/// The level of the Dockerfile language that the built-in frontend implements.
+const DOCKERFILE: &str = "1.20.0";
+
+/// Returns the version record; its package tells kiln's own clients whom they talk to.
+pub fn version(build_id: &str) -> BuildkitVersion {
+    BuildkitVersion {
+        package: "kiln".to_owned(),
+        version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
+        revision: build_id.to_owned(),
+        dockerfile_version: DOCKERFILE.to_owned(),
+    }
+}
+
+/// Returns the one worker.
+pub fn worker(engine: &Engine, build_id: &str) -> WorkerRecord {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let prefix = "org.mobyproject.buildkit.worker.";
+    let labels = [
+        ("executor", engine.parts().executor.name().to_owned()),
+        ("snapshotter", engine.parts().snapshotter.name().to_owned()),
+        ("hostname", host),
+        ("network", "host".to_owned()),
+        ("oci.process-mode", "sandbox".to_owned()),
+        ("selinux.enabled", "false".to_owned()),
+    ];
+    let Platform { os, architecture, variant, os_version, os_features } = Platform::host();
+    WorkerRecord {
+        id: "kiln".to_owned(),
+        labels: labels.into_iter().map(|(k, v)| (format!("{prefix}{k}"), v)).collect::<BTreeMap<_, _>>(),
+        platforms: vec![pb::Platform { os, architecture, variant, os_version, os_features }],
+        gc_policy: Vec::new(),
+        buildkit_version: Some(version(build_id)),
+        cdi_devices: Vec::new(),
+    }
+}

@@ -1,0 +1,201 @@
+//! What a frontend can do while a build runs: solve definitions, look into results, resolve images.
+//!
+//! Results are references that are evaluated when somebody needs them, so a frontend can compose graphs without
+//! running anything. The same bridge serves the built-in frontend and, through LLBBridge, a client that drives the
+//! build itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kiln_llb::{Definition, Graph};
+use kiln_solver::{Edge, Job, Solved};
+use kiln_stdx::rand_id;
+use kiln_store::ImmutableRef;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use crate::build::BuildContext;
+use crate::error::{EngineError, Location};
+use crate::load;
+use crate::parts::Parts;
+use crate::request::FrontendRequest;
+
+/// A result that may not have been built yet.
+#[derive(Clone)]
+pub struct Ref(Arc<RefInner>);
+
+struct RefInner {
+    id: String,
+    definition: Definition,
+    edge: Edge,
+    solved: OnceCell<Solved<ImmutableRef>>,
+}
+
+impl Ref {
+    /// Returns the name by which a client asks for it.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Returns the definition it comes from.
+    pub fn definition(&self) -> &Definition {
+        &self.0.definition
+    }
+
+    /// Returns the edge that it stands for.
+    pub fn edge(&self) -> Edge {
+        self.0.edge
+    }
+}
+
+/// What a frontend hands back. No ref stands for an empty file system.
+#[derive(Clone, Default)]
+pub struct FrontendResult {
+    pub refs: ResultRefs,
+    /// `containerimage.config`, `refs.platforms`, …
+    pub metadata: BTreeMap<String, Vec<u8>>,
+}
+
+/// One result, or one for each platform.
+#[derive(Clone)]
+pub enum ResultRefs {
+    Single(Option<Ref>),
+    Map(BTreeMap<String, Option<Ref>>),
+}
+
+impl Default for ResultRefs {
+    fn default() -> Self {
+        Self::Single(None)
+    }
+}
+
+impl ResultRefs {
+    /// Returns all refs that are not empty.
+    pub fn all(&self) -> Vec<Ref> {
+        match self {
+            Self::Single(one) => one.iter().cloned().collect(),
+            Self::Map(map) => map.values().flatten().cloned().collect(),
+        }
+    }
+}
+
+/// The handle of one build for its frontend. Clones are the same bridge.
+#[derive(Clone)]
+pub struct Bridge(Arc<Inner>);
+
+struct Inner {
+    parts: Arc<Parts>,
+    build: Arc<BuildContext>,
+    job: Job<ImmutableRef>,
+    refs: Mutex<BTreeMap<String, Ref>>,
+    /// Names the steps of the build across builds; set by the frontend that knows what is built.
+    slots: Mutex<Option<String>>,
+}
+
+impl Bridge {
+    /// Returns the bridge of a build.
+    pub fn new(parts: Arc<Parts>, build: Arc<BuildContext>, job: Job<ImmutableRef>) -> Self {
+        Self(Arc::new(Inner { parts, build, job, refs: Mutex::default(), slots: Mutex::new(None) }))
+    }
+
+    /// Returns the engine's services.
+    pub fn parts(&self) -> &Arc<Parts> {
+        &self.0.parts
+    }
+
+    /// Returns the build.
+    pub fn build(&self) -> &Arc<BuildContext> {
+        &self.0.build
+    }
+
+    /// Returns the solver's job of the build.
+    pub fn job(&self) -> &Job<ImmutableRef> {
+        &self.0.job
+    }
+
+    /// Says what is built, so that its steps can be told again in the next build of the same.
+    pub fn set_slots(&self, prefix: String) {
+        *self.0.slots.lock() = Some(prefix);
+    }
+
+    /// Solves a definition, or runs another frontend.
+    ///
+    /// # Errors
+    /// A definition that is not valid or not allowed; with `evaluate`, also whatever building it fails with.
+    pub async fn solve(&self, request: FrontendRequest) -> Result<FrontendResult, EngineError> {
+        let evaluate = request.evaluate;
+        for import in &request.cache_imports {
+            crate::cache::import(self, import).await?;
+        }
+        let result = match (&request.definition, request.frontend.as_str()) {
+            (Some(definition), "") => {
+                let reference = self.define(definition.clone()).await?;
+                FrontendResult { refs: ResultRefs::Single(reference), metadata: BTreeMap::new() }
+            }
+            (None, "") => FrontendResult::default(),
+            (_, _) => Box::pin(crate::frontend::run(self, &request)).await?,
+        };
+        if evaluate {
+            for reference in result.refs.all() {
+                self.evaluate(&reference).await?;
+            }
+        }
+        Ok(result)
+    }
+
+    /// Loads a definition and returns the ref of its result; none for the empty definition.
+    ///
+    /// # Errors
+    /// The definition is not valid or asks for what is not allowed.
+    pub async fn define(&self, definition: Definition) -> Result<Option<Ref>, EngineError> {
+        if definition.is_empty() {
+            return Ok(None);
+        }
+        let graph = Graph::load(&definition, &kiln_llb::LoadOptions::default())?;
+        self.0.build.announce(&graph);
+        let slots = self.0.slots.lock().clone();
+        let vertices = load::vertices(&self.0.parts, &graph, &self.0.build, slots.as_deref())?;
+        self.0.job.load(vertices).await?;
+        let reference = Ref(Arc::new(RefInner {
+            id: rand_id(),
+            definition,
+            edge: load::edge(graph.result()),
+            solved: OnceCell::new(),
+        }));
+        self.0.refs.lock().insert(reference.0.id.clone(), reference.clone());
+        Ok(Some(reference))
+    }
+
+    /// Returns a ref of this build by its name.
+    pub fn reference(&self, id: &str) -> Option<Ref> {
+        self.0.refs.lock().get(id).cloned()
+    }
+
+    /// Builds a ref and returns its layers.
+    ///
+    /// # Errors
+    /// Whatever building it fails with, with the place in the source it comes from.
+    pub async fn evaluate(&self, reference: &Ref) -> Result<ImmutableRef, EngineError> {
+        Ok(self.solved(reference).await?.result.clone())
+    }
+
+    /// Builds a ref and returns all that the solver knows of it.
+    ///
+    /// # Errors
+    /// As [`Bridge::evaluate`].
+    pub async fn solved<'a>(&self, reference: &'a Ref) -> Result<&'a Solved<ImmutableRef>, EngineError> {
+        let build = async { self.0.job.build(reference.0.edge).await };
+        reference.0.solved.get_or_try_init(|| build).await.map_err(|e| self.locate(e.into()))
+    }
+
+    /// Adds to an error where the vertex that failed was written.
+    fn locate(&self, mut error: EngineError) -> EngineError {
+        if error.source_location.is_none()
+            && let Some(vertex) = error.vertex
+            && let Some((info, ranges)) = self.0.build.location(&vertex)
+        {
+            error.source_location = Some(Box::new(Location { info, ranges }));
+        }
+        error
+    }
+}

@@ -1,0 +1,313 @@
+//! One running build as the operations that serve it see it: its event log, its session, its settings.
+//!
+//! A vertex may serve several builds at once. Whatever belongs to one build is reached through the contexts that the
+//! solver hands to each call, so a build that joins late is served too and one that ends is forgotten.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use kiln_llb::Graph;
+use kiln_oci::Platform;
+use kiln_solver::{EventSink, OpContext, VertexChange, VertexEvent as SolverEvent};
+use kiln_stdx::Digest;
+use parking_lot::Mutex;
+use tempfile::TempPath;
+
+use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
+use crate::source::resolve::ResolvedImage;
+
+/// What a build was asked to do that operations need to know.
+#[derive(Debug, Clone, Default)]
+pub struct BuildSettings {
+    /// The session whose directories, secrets and agents the build may use.
+    pub session: String,
+    /// Entitlements the client granted and the engine allows: `network.host`, `security.insecure`.
+    pub entitlements: Vec<String>,
+    /// Size of `/dev/shm` in bytes for steps of this build.
+    pub shm_size: Option<u64>,
+}
+
+/// How many vertices a build had and how they ended; for history.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub completed: AtomicUsize,
+    pub cached: AtomicUsize,
+}
+
+/// A build, as operations and the solver's events reach it.
+pub struct BuildContext {
+    /// The reference that the client gave the build.
+    pub reference: String,
+    pub settings: BuildSettings,
+    pub log: EventLog,
+    pub counters: Counters,
+    /// Images that were looked up, by name and platform: one answer holds for the whole build.
+    pub images: Mutex<HashMap<(String, Platform), ResolvedImage>>,
+    /// A file with certificate authorities that steps shall trust.
+    pub ca_bundle: OnceLock<TempPath>,
+    vertices: Mutex<HashMap<Digest, VertexEvent>>,
+    misses: Mutex<HashMap<Digest, Arc<kiln_solver::MissReason>>>,
+    sources: Mutex<Vec<kiln_llb::pb::Source>>,
+}
+
+impl BuildContext {
+    /// Returns the context of a build that has seen nothing yet.
+    pub fn new(reference: String, settings: BuildSettings, log: EventLog) -> Self {
+        Self {
+            reference,
+            settings,
+            log,
+            counters: Counters::default(),
+            images: Mutex::default(),
+            ca_bundle: OnceLock::new(),
+            vertices: Mutex::new(HashMap::new()),
+            misses: Mutex::new(HashMap::new()),
+            sources: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Makes the names of a graph's vertices known, so that their events can be shown.
+    pub fn announce(&self, graph: &Graph) {
+        if let Some(source) = graph.source() {
+            self.sources.lock().push(source.clone());
+        }
+        let mut fresh = Vec::new();
+        {
+            let mut known = self.vertices.lock();
+            for vertex in graph.vertices() {
+                if known.contains_key(&vertex.digest) {
+                    continue;
+                }
+                let event = VertexEvent {
+                    digest: Some(vertex.digest),
+                    inputs: vertex.inputs.iter().map(|edge| edge.vertex).collect(),
+                    name: vertex.name.clone(),
+                    progress_group: vertex.metadata.progress_group.as_ref().map(|group| ProgressGroup {
+                        id: group.id.clone(),
+                        name: group.name.clone(),
+                        weak: group.weak,
+                    }),
+                    ..VertexEvent::default()
+                };
+                known.insert(vertex.digest, event.clone());
+                fresh.push(event);
+            }
+        }
+        for event in fresh {
+            self.log.push(Event::Vertex(event));
+        }
+    }
+
+    /// Starts a vertex that the solver does not know, such as an export, and shows it.
+    pub fn start(&self, name: &str) -> OwnVertex<'_> {
+        let digest = Digest::of(format!("{}:{name}:{}", self.reference, self.vertices.lock().len()));
+        let event = VertexEvent {
+            digest: Some(digest),
+            name: name.to_owned(),
+            started: Some(SystemTime::now()),
+            ..VertexEvent::default()
+        };
+        self.vertices.lock().insert(digest, event.clone());
+        self.log.push(Event::Vertex(event));
+        OwnVertex { build: self, digest, ended: false }
+    }
+
+    /// Returns the name of a vertex.
+    pub fn name(&self, vertex: &Digest) -> Option<String> {
+        self.vertices.lock().get(vertex).map(|v| v.name.clone())
+    }
+
+    /// Returns why a vertex was executed, if it was.
+    pub fn miss(&self, vertex: &Digest) -> Option<Arc<kiln_solver::MissReason>> {
+        self.misses.lock().get(vertex).cloned()
+    }
+
+    /// Returns how many vertices were announced.
+    pub fn total(&self) -> usize {
+        self.vertices.lock().len()
+    }
+
+    /// Returns where a vertex was written: the source file and ranges of the first source map that knows it.
+    pub fn location(&self, vertex: &Digest) -> Option<(kiln_llb::pb::SourceInfo, Vec<kiln_llb::pb::Range>)> {
+        let key = vertex.to_string();
+        self.sources.lock().iter().find_map(|source| {
+            let location = source.locations.get(&key)?.locations.first()?;
+            let info = source.infos.get(usize::try_from(location.source_index).ok()?)?;
+            Some((info.clone(), location.ranges.clone()))
+        })
+    }
+
+    /// Shows a status line below a vertex.
+    pub fn status(&self, vertex: Digest, id: &str, current: u64, total: u64, started: SystemTime, done: bool) {
+        self.log.push(status(vertex, id, current, total, started, done));
+    }
+
+    /// Shows a warning about a vertex.
+    pub fn warn(&self, vertex: Digest, short: &str) {
+        self.log.push(Event::Warning(WarningEvent {
+            vertex,
+            level: 1,
+            short: short.as_bytes().to_vec(),
+            detail: Vec::new(),
+            url: String::new(),
+            source: None,
+            ranges: Vec::new(),
+        }));
+    }
+
+    fn update(&self, vertex: Digest, change: impl FnOnce(&mut VertexEvent)) {
+        let event = {
+            let mut vertices = self.vertices.lock();
+            let event = vertices.entry(vertex).or_insert_with(|| VertexEvent {
+                digest: Some(vertex),
+                name: vertex.to_string(),
+                ..VertexEvent::default()
+            });
+            change(event);
+            event.clone()
+        };
+        self.log.push(Event::Vertex(event));
+    }
+}
+
+impl EventSink for BuildContext {
+    fn event(&self, event: SolverEvent) {
+        let now = SystemTime::now();
+        match event.what {
+            VertexChange::Resolving => self.update(event.vertex.0, |v| {
+                v.started = Some(now);
+                v.completed = None;
+            }),
+            VertexChange::Started { miss } => {
+                self.misses.lock().insert(event.vertex.0, miss);
+                self.update(event.vertex.0, |v| {
+                    v.started = v.started.filter(|_| v.completed.is_none()).or(Some(now));
+                    v.completed = None;
+                    v.cached = false;
+                });
+            }
+            VertexChange::Completed => {
+                self.counters.completed.fetch_add(1, Ordering::Relaxed);
+                self.update(event.vertex.0, |v| v.completed = Some(now));
+            }
+            VertexChange::Cached(_) => {
+                self.counters.completed.fetch_add(1, Ordering::Relaxed);
+                self.counters.cached.fetch_add(1, Ordering::Relaxed);
+                self.update(event.vertex.0, |v| {
+                    v.started = v.started.or(Some(now));
+                    v.completed = Some(now);
+                    v.cached = true;
+                });
+            }
+            VertexChange::Failed(error) => self.update(event.vertex.0, |v| {
+                v.started = v.started.or(Some(now));
+                v.completed = Some(now);
+                v.error = error.to_string();
+            }),
+            VertexChange::Canceled => self.update(event.vertex.0, |v| {
+                v.completed = Some(now);
+                v.error = "context canceled".to_owned();
+            }),
+        }
+    }
+}
+
+/// A vertex of the engine's own; it ends as canceled unless it is told how it ended.
+pub struct OwnVertex<'a> {
+    build: &'a BuildContext,
+    digest: Digest,
+    ended: bool,
+}
+
+impl OwnVertex<'_> {
+    /// Returns the vertex's digest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Ends the vertex.
+    pub fn end(mut self, error: Option<String>) {
+        self.ended = true;
+        self.build.update(self.digest, |v| {
+            v.completed = Some(SystemTime::now());
+            v.error = error.unwrap_or_default();
+        });
+    }
+}
+
+impl Drop for OwnVertex<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.build.update(self.digest, |v| {
+                v.completed = Some(SystemTime::now());
+                v.error = "context canceled".to_owned();
+            });
+        }
+    }
+}
+
+fn status(vertex: Digest, id: &str, current: u64, total: u64, started: SystemTime, done: bool) -> Event {
+    let now = SystemTime::now();
+    Event::Status(StatusEvent {
+        vertex,
+        id: id.to_owned(),
+        name: String::new(),
+        current: i64::try_from(current).unwrap_or(i64::MAX),
+        total: i64::try_from(total).unwrap_or(i64::MAX),
+        timestamp: now,
+        started: Some(started),
+        completed: done.then_some(now),
+    })
+}
+
+/// Shows progress of a call of an operation to every build that wants its vertex at that moment.
+#[derive(Clone)]
+pub struct Progress {
+    cx: OpContext,
+}
+
+impl Progress {
+    /// Returns the progress of this call.
+    pub fn new(cx: &OpContext) -> Self {
+        Self { cx: cx.clone() }
+    }
+
+    /// Returns the builds that want the vertex now, oldest first.
+    pub fn builds(&self) -> Vec<Arc<BuildContext>> {
+        self.cx.contexts::<BuildContext>()
+    }
+
+    /// Passes on what a step printed.
+    ///
+    /// # Errors
+    /// The log cannot be spooled.
+    pub fn log(&self, stream: i32, data: &[u8]) -> std::io::Result<()> {
+        let now = SystemTime::now();
+        self.builds().iter().try_for_each(|build| build.log.log(self.cx.vertex().0, stream, now, data))
+    }
+
+    /// Shows a status line: bytes done of a total, or a timer when both are 0.
+    pub fn status(&self, id: &str, current: u64, total: u64, started: SystemTime, done: bool) {
+        for build in self.builds() {
+            build.status(self.cx.vertex().0, id, current, total, started, done);
+        }
+    }
+
+    /// Runs `work` under a status line with a timer.
+    pub async fn timed<T>(&self, id: &str, work: impl Future<Output = T>) -> T {
+        let started = SystemTime::now();
+        self.status(id, 0, 0, started, false);
+        let value = work.await;
+        self.status(id, 0, 0, started, true);
+        value
+    }
+
+    /// Shows a warning.
+    pub fn warn(&self, short: &str) {
+        for build in self.builds() {
+            build.warn(self.cx.vertex().0, short);
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Content keys: the digest of what an operation sees of an input.
+
+use kiln_stdx::Digest;
+use kiln_store::{ContentSelector, ImmutableRef};
+
+use crate::error::EngineError;
+use crate::keys::file::Selector;
+use crate::parts::Parts;
+
+/// Returns the selector of a path with all below it, links followed.
+pub fn whole_path(path: String) -> Selector {
+    Selector {
+        path,
+        wildcard: false,
+        follow_links: true,
+        include: Vec::new(),
+        exclude: Vec::new(),
+        required: Vec::new(),
+    }
+}
+
+/// Returns the digest of the selected parts of `reference`; no selector means all of it.
+///
+/// # Errors
+/// A selected path does not exist, or the layers cannot be read.
+pub async fn digest(parts: &Parts, reference: &ImmutableRef, selectors: Vec<Selector>) -> Result<Digest, EngineError> {
+    let (store, reference) = (parts.store.clone(), reference.clone());
+    parts
+        .blocking(move || {
+            let selectors = if selectors.is_empty() {
+                vec![Selector { follow_links: false, ..whole_path(String::new()) }]
+            } else {
+                selectors
+            };
+            let mut digests = Vec::with_capacity(selectors.len());
+            for selector in selectors {
+                let selector = ContentSelector {
+                    path: selector.path,
+                    wildcard: selector.wildcard,
+                    follow_links: selector.follow_links,
+                    include: selector.include,
+                    exclude: selector.exclude,
+                    required: selector.required,
+                };
+                let digest = store.content_digest(&reference, &selector).map_err(|e| {
+                    let id = reference.id();
+                    let mut error = EngineError::new(e.class(), format!("failed to calculate checksum of ref {id}: {e}"));
+                    error.hint = nearest(&reference, &selector.path);
+                    error
+                })?;
+                digests.push(digest.to_string());
+            }
+            Ok(Digest::of(digests.join("\0")))
+        })
+        .await
+}
+
+/// Returns a hint with the names nearest to a path that is not there.
+fn nearest(reference: &ImmutableRef, path: &str) -> Option<String> {
+    let tree = reference.tree().ok()?;
+    let clean = crate::paths::clean_relative(path);
+    let (dir, name) = clean.rsplit_once('/').unwrap_or(("", &clean));
+    let names: Vec<String> =
+        tree.children(dir.as_bytes()).map(|node| String::from_utf8_lossy(node.entry.name()).into_owned()).collect();
+    let found = kiln_stdx::suggest::nearest(name, names.iter().map(String::as_str))?;
+    let found = if dir.is_empty() { found.to_owned() } else { format!("{dir}/{found}") };
+    Some(format!("did you mean `{found}`?"))
+}

@@ -1,0 +1,300 @@
+//! The engine: takes build requests, runs their frontends over the solver, hands results to outputs.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use kiln_solver::{JobSpec, Limits, Solver};
+use kiln_stdx::ErrorClass;
+use kiln_store::ImmutableRef;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use crate::bridge::{Bridge, FrontendResult};
+use crate::build::{BuildContext, BuildSettings};
+use crate::error::EngineError;
+use crate::events::{EventLog, EventReader};
+use crate::history::{History, Record};
+use crate::keystore::StoreKeys;
+use crate::parts::Parts;
+use crate::request::{FrontendRequest, SolveRequest, SolveResponse};
+
+/// Frontend attribute of kiln's own client: the secret that holds certificate authorities for steps.
+const CA_ATTR: &str = "kiln:build-ca";
+/// How long a status or gateway call waits for the build it names: both may come before the build itself.
+const BUILD_WAIT: Duration = Duration::from_secs(3);
+/// How long the events of an ended build stay for readers that come late.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// A build that is under way, or has just ended.
+struct Running {
+    log: EventLog,
+    gateway: Option<Gateway>,
+    /// Ends the build when it fires.
+    cancel: tokio_util::sync::CancellationToken,
+}
+
+/// A build that its client drives.
+#[derive(Clone)]
+struct Gateway {
+    bridge: Bridge,
+    done: Arc<Mutex<Option<oneshot::Sender<Result<FrontendResult, EngineError>>>>>,
+}
+
+struct Inner {
+    parts: Arc<Parts>,
+    solver: Solver<ImmutableRef>,
+    builds: Mutex<HashMap<String, Running>>,
+    /// Counts registrations, so that whoever waits for a build is woken.
+    registered: watch::Sender<u64>,
+    history: History,
+    active: watch::Sender<usize>,
+}
+
+/// Builds images. Clones are the same engine.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+impl Engine {
+    /// Returns an engine over these services. Must be called within a tokio runtime.
+    pub fn new(parts: Arc<Parts>, history: History) -> Self {
+        let keys = Arc::new(StoreKeys::new(parts.store.clone()));
+        let limits = Limits { executions: kiln_stdx::limits::STEPS, ..Limits::default() };
+        Self(Arc::new(Inner {
+            solver: Solver::new(keys, limits),
+            parts,
+            builds: Mutex::default(),
+            registered: watch::Sender::new(0),
+            history,
+            active: watch::Sender::new(0),
+        }))
+    }
+
+    /// Returns the engine's services.
+    pub fn parts(&self) -> &Arc<Parts> {
+        &self.0.parts
+    }
+
+    /// Returns the record of past builds.
+    pub fn history(&self) -> &History {
+        &self.0.history
+    }
+
+    /// Sees how many builds run.
+    pub fn active(&self) -> watch::Receiver<usize> {
+        self.0.active.subscribe()
+    }
+
+    /// Runs a build to its end. Dropping the future cancels the build.
+    ///
+    /// # Errors
+    /// Whatever the build fails with; it has been shown to the readers of its events too.
+    pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, EngineError> {
+        let open = OpenBuild::new(self, &request)?;
+        let started = SystemTime::now();
+        if !request.internal {
+            self.0.history.started(&Record::started(&request, started));
+        }
+        let lost = self.session_lost(&request.session);
+        let outcome = tokio::select! {
+            outcome = self.run(&open, &request) => outcome,
+            () = open.cancel.cancelled() => Err(EngineError::canceled()),
+            () = lost => Err(EngineError::new(ErrorClass::Canceled, "the client's session ended")),
+        };
+        if !request.internal {
+            self.0.history.completed(&Record::completed(&request, started, &open.build, &outcome));
+        }
+        outcome
+    }
+
+    async fn run(&self, open: &OpenBuild, request: &SolveRequest) -> Result<SolveResponse, EngineError> {
+        crate::export::check(&request.exporters)?;
+        let spec = JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new() };
+        let job = self.0.solver.job(spec).await?;
+        let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), job);
+        self.receive_ca(&open.build, request).await?;
+        for import in &request.cache_imports {
+            crate::cache::import(&bridge, import).await?;
+        }
+        let result = if request.frontend.is_empty() && request.definition.is_none() {
+            self.driven_by_client(open, &bridge).await?
+        } else {
+            let frontend = FrontendRequest {
+                definition: request.definition.clone(),
+                frontend: request.frontend.clone(),
+                attrs: request.frontend_attrs.clone(),
+                inputs: request.frontend_inputs.clone(),
+                cache_imports: Vec::new(),
+                evaluate: false,
+            };
+            bridge.solve(frontend).await?
+        };
+        for reference in result.refs.all() {
+            bridge.evaluate(&reference).await?;
+        }
+        let mut response = crate::export::run(&bridge, request, &result).await?;
+        response.exporter.extend(crate::cache::export(&bridge, &request.cache_exports, &result).await?);
+        self.sync().await;
+        Ok(response)
+    }
+
+    /// Makes what the build stored durable. A failure costs only the next start some checks.
+    async fn sync(&self) {
+        let store = self.0.parts.store.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.close_epoch() {
+                tracing::warn!(%error, "cannot sync the store");
+            }
+        });
+    }
+
+    /// Brings the certificates that steps shall trust from the client, when the request says that it has some.
+    async fn receive_ca(&self, build: &BuildContext, request: &SolveRequest) -> Result<(), EngineError> {
+        let Some(id) = request.frontend_attrs.get(CA_ATTR) else { return Ok(()) };
+        let session = self.0.parts.sessions.get(&request.session, kiln_stdx::limits::SESSION_WAIT).await?;
+        let bundle = session.secret(id).await?;
+        let bundle = bundle.ok_or_else(|| EngineError::user("the client does not send its CA certificates"))?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.0.parts.runtime_dir)?;
+        file.write_all(bundle.expose())?;
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        // A second one cannot come: a request has one attribute of the name.
+        let _ = build.ca_bundle.set(file.into_temp_path());
+        Ok(())
+    }
+
+    async fn driven_by_client(&self, open: &OpenBuild, bridge: &Bridge) -> Result<FrontendResult, EngineError> {
+        let (done, returned) = oneshot::channel();
+        let gateway = Gateway { bridge: bridge.clone(), done: Arc::new(Mutex::new(Some(done))) };
+        if let Some(running) = self.0.builds.lock().get_mut(&open.reference) {
+            running.gateway = Some(gateway);
+        }
+        self.0.registered.send_modify(|n| *n += 1);
+        // The owner of this wait is the solve call: dropping it, or the end of the session, cancels.
+        returned.await.map_err(|_| EngineError::canceled())?
+    }
+
+    /// Returns when the session ends; never for a build without one.
+    async fn session_lost(&self, session: &str) {
+        if session.is_empty() {
+            return std::future::pending().await;
+        }
+        match self.0.parts.sessions.get(session, kiln_stdx::limits::SESSION_WAIT).await {
+            Ok(session) => session.closed().await,
+            // A build that needs no session may run without; one that does fails where it asks for it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Returns a reader of a build's events, waiting a short while for the build to begin.
+    ///
+    /// # Errors
+    /// There is no such build.
+    pub async fn status(&self, reference: &str) -> Result<EventReader, EngineError> {
+        self.find(reference, |running| Some(running.log.reader())).await
+    }
+
+    /// Returns the bridge of a build that its client drives, waiting a short while for the build to begin.
+    ///
+    /// # Errors
+    /// There is no such build.
+    pub async fn gateway(&self, reference: &str) -> Result<Bridge, EngineError> {
+        self.find(reference, |running| running.gateway.as_ref().map(|g| g.bridge.clone())).await
+    }
+
+    /// Ends the frontend part of a build that its client drives.
+    ///
+    /// # Errors
+    /// There is no such build, or it has ended before.
+    pub async fn finish(
+        &self,
+        reference: &str,
+        result: Result<FrontendResult, EngineError>,
+    ) -> Result<(), EngineError> {
+        let gateway = self.find(reference, |running| running.gateway.clone()).await?;
+        let done = gateway.done.lock().take();
+        let done = done.ok_or_else(|| EngineError::user(format!("build {reference} has returned already")))?;
+        // An error means that the build was cancelled meanwhile, which its own caller is told.
+        let _ = done.send(result);
+        Ok(())
+    }
+
+    /// Cancels a build; no error when it is not there.
+    pub fn cancel(&self, reference: &str) {
+        if let Some(running) = self.0.builds.lock().get(reference) {
+            running.cancel.cancel();
+        }
+    }
+
+    async fn find<T>(&self, reference: &str, look: impl Fn(&Running) -> Option<T>) -> Result<T, EngineError> {
+        let mut registered = self.0.registered.subscribe();
+        let found = async {
+            loop {
+                registered.borrow_and_update();
+                if let Some(found) = self.0.builds.lock().get(reference).and_then(&look) {
+                    return found;
+                }
+                if registered.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(BUILD_WAIT, found)
+            .await
+            .map_err(|_| EngineError::user(format!("no such job {reference}")))
+    }
+}
+
+/// Keeps a build registered; dropping it ends the build's events and, after a while, forgets it.
+struct OpenBuild {
+    engine: Engine,
+    reference: String,
+    build: Arc<BuildContext>,
+    cancel: tokio_util::sync::CancellationToken,
+}
+
+impl OpenBuild {
+    fn new(engine: &Engine, request: &SolveRequest) -> Result<Self, EngineError> {
+        let spool = tempfile::tempfile_in(engine.0.parts.store.root().join("tmp"))?;
+        let log = EventLog::new(spool);
+        let settings = BuildSettings {
+            session: request.session.clone(),
+            entitlements: request.entitlements.clone(),
+            shm_size: None,
+        };
+        let build = Arc::new(BuildContext::new(request.reference.clone(), settings, log.clone()));
+        let cancel = tokio_util::sync::CancellationToken::new();
+        let running = Running { log, gateway: None, cancel: cancel.clone() };
+        {
+            let mut builds = engine.0.builds.lock();
+            // The events of one that has ended may still be read; a new build of the same name replaces it.
+            if builds.get(&request.reference).is_some_and(|running| !running.log.is_closed()) {
+                return Err(EngineError::user(format!("job ID {} exists", request.reference)));
+            }
+            builds.insert(request.reference.clone(), running);
+        }
+        engine.0.registered.send_modify(|n| *n += 1);
+        engine.0.active.send_modify(|n| *n += 1);
+        Ok(Self { engine: engine.clone(), reference: request.reference.clone(), build, cancel })
+    }
+}
+
+impl Drop for OpenBuild {
+    fn drop(&mut self) {
+        self.build.log.close();
+        self.engine.0.active.send_modify(|n| *n -= 1);
+        let (engine, reference) = (self.engine.clone(), std::mem::take(&mut self.reference));
+        if let Some(running) = engine.0.builds.lock().get_mut(&reference) {
+            running.gateway = None;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            let mut builds = engine.0.builds.lock();
+            if builds.get(&reference).is_some_and(|running| running.log.is_closed()) {
+                builds.remove(&reference);
+            }
+        });
+    }
+}

@@ -1,0 +1,135 @@
+//! Errors of a build: what failed, where it was written, who has to act, and a hint where there is one.
+
+use kiln_llb::pb;
+use kiln_solver::{LoadError, OpError, SolveError};
+use kiln_stdx::{Digest, ErrorClass};
+
+/// Why a build failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct EngineError {
+    message: String,
+    class: ErrorClass,
+    /// The vertex that failed.
+    pub vertex: Option<Digest>,
+    /// Where it was written.
+    pub source_location: Option<Box<Location>>,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Exit code of the step that failed.
+    pub exit_code: Option<i32>,
+}
+
+/// A place in a source file that a client can show.
+#[derive(Debug, Clone)]
+pub struct Location {
+    pub info: pb::SourceInfo,
+    pub ranges: Vec<pb::Range>,
+}
+
+impl EngineError {
+    /// Returns an error of this class.
+    pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
+        Self { message: message.into(), class, vertex: None, source_location: None, hint: None, exit_code: None }
+    }
+
+    /// Returns an error of the user's input.
+    pub fn user(message: impl Into<String>) -> Self {
+        Self::new(ErrorClass::UserInput, message)
+    }
+
+    /// Returns the error of a build that was called off.
+    pub fn canceled() -> Self {
+        Self::new(ErrorClass::Canceled, "context canceled")
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Returns who has to act.
+    pub fn class(&self) -> ErrorClass {
+        self.class
+    }
+
+    /// Wraps any typed error of a lower crate.
+    pub fn from_error(class: ErrorClass, error: impl std::error::Error) -> Self {
+        Self::new(class, chain(&error))
+    }
+}
+
+/// Returns the texts of an error and its causes, each once, joined as people read them.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.ends_with(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl From<SolveError> for EngineError {
+    fn from(error: SolveError) -> Self {
+        match error {
+            SolveError::Vertex { vertex, cause, .. } => {
+                let mut this = Self::from(cause);
+                this.vertex = this.vertex.or(Some(vertex.0));
+                this
+            }
+            SolveError::Canceled => Self::canceled(),
+            other => Self::new(other.class(), other.to_string()),
+        }
+    }
+}
+
+impl From<OpError> for EngineError {
+    fn from(error: OpError) -> Self {
+        if let Some(inner) = error.source().downcast_ref::<EngineError>() {
+            return inner.clone();
+        }
+        if error.kind() == kiln_solver::OpErrorKind::Canceled {
+            return Self::canceled();
+        }
+        Self::new(error.class(), chain(error.source()))
+    }
+}
+
+impl From<EngineError> for OpError {
+    fn from(error: EngineError) -> Self {
+        match error.class {
+            ErrorClass::Canceled => Self::canceled(),
+            class => Self::new(class, error),
+        }
+    }
+}
+
+macro_rules! from_typed {
+    ($($error:ty),+ $(,)?) => {$(
+        impl From<$error> for EngineError {
+            fn from(error: $error) -> Self {
+                Self::from_error(error.class(), error)
+            }
+        }
+    )+};
+}
+
+from_typed!(LoadError, kiln_llb::LlbError);
+
+impl From<kiln_oci::JsonError> for EngineError {
+    fn from(error: kiln_oci::JsonError) -> Self {
+        Self::from_error(ErrorClass::UserInput, error)
+    }
+}
+
+impl From<std::io::Error> for EngineError {
+    fn from(error: std::io::Error) -> Self {
+        Self::from_error(ErrorClass::Environment, error)
+    }
+}

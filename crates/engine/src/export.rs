@@ -1,0 +1,241 @@
+//! From a frontend's result to the outputs that were asked for, each shown as a vertex of the build.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use kiln_exporter::{ExportContext, ExportError, ExportProgress, ExportSource, Exporter, PlatformResult, RemoteLayers};
+use kiln_oci::Platform;
+use kiln_registry::Repository;
+use kiln_stdx::{Digest, limits};
+use kiln_store::{Blob, ImmutableRef, Layer};
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+use crate::bridge::{Bridge, FrontendResult, ResultRefs};
+use crate::build::BuildContext;
+use crate::error::EngineError;
+use crate::request::{ExporterSpec, SolveRequest, SolveResponse};
+use crate::session::SessionCredentials;
+
+impl From<ExportError> for EngineError {
+    fn from(error: ExportError) -> Self {
+        let mut result = Self::new(error.class(), crate::error::chain(&error));
+        result.hint = error.hint();
+        result
+    }
+}
+
+/// Checks what can be checked of outputs before anything is built.
+///
+/// # Errors
+/// An unknown output or attribute, a bad value.
+pub fn check(exporters: &[ExporterSpec]) -> Result<(), EngineError> {
+    for spec in exporters {
+        Exporter::parse(&spec.kind, &spec.attrs)?;
+    }
+    Ok(())
+}
+
+/// Makes and delivers every output.
+///
+/// # Errors
+/// Whatever an output fails with; outputs before it have been delivered.
+pub async fn run(
+    bridge: &Bridge,
+    request: &SolveRequest,
+    result: &FrontendResult,
+) -> Result<SolveResponse, EngineError> {
+    let mut response = SolveResponse::default();
+    if request.exporters.is_empty() {
+        return Ok(response);
+    }
+    let source = source(bridge, result).await?;
+    for (number, spec) in request.exporters.iter().enumerate() {
+        let exporter = Exporter::parse(&spec.kind, &spec.attrs)?;
+        let vertex = bridge.build().start(exporter.kind().vertex_name());
+        let progress = Arc::new(VertexProgress::new(bridge.build().clone(), vertex.digest()));
+        let outcome = one(bridge, request, spec, number, &exporter, &source, progress).await;
+        vertex.end(outcome.as_ref().err().map(ToString::to_string));
+        response.exporter.extend(outcome?);
+    }
+    Ok(response)
+}
+
+async fn one(
+    bridge: &Bridge,
+    request: &SolveRequest,
+    spec: &ExporterSpec,
+    number: usize,
+    exporter: &Exporter,
+    source: &ExportSource,
+    progress: Arc<VertexProgress>,
+) -> Result<BTreeMap<String, String>, EngineError> {
+    let parts = bridge.parts();
+    let context = ExportContext {
+        store: parts.store.clone(),
+        remote: Arc::new(Unpacked),
+        progress,
+        compatibility: 30,
+        cancel: tokio_util::sync::CancellationToken::new(),
+    };
+    // Dropping this future, as a cancelled build does, calls off the blocking part too.
+    let _cancel = context.cancel.clone().drop_guard();
+    let (exporter_copy, source_copy) = (exporter.clone(), source.clone());
+    let built = parts.blocking(move || Ok(exporter_copy.build(&context, &source_copy)?)).await?;
+    if request.session.is_empty() {
+        built.deliver_to_store().await?;
+    } else {
+        let session = parts.sessions.get(&request.session, limits::SESSION_WAIT).await?;
+        let id = spec.id.parse().unwrap_or_else(|_| u32::try_from(number).unwrap_or_default());
+        built.deliver(&session, id).await?;
+        let credentials: kiln_registry::Credentials = SessionCredentials::new(Some(session));
+        built.push(&parts.registry, &credentials).await?;
+    }
+    Ok(built.response)
+}
+
+#[derive(Deserialize)]
+struct Platforms {
+    #[serde(rename = "Platforms")]
+    platforms: Vec<NamedPlatform>,
+}
+
+#[derive(Deserialize)]
+struct NamedPlatform {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Platform")]
+    platform: Platform,
+}
+
+async fn source(bridge: &Bridge, result: &FrontendResult) -> Result<ExportSource, EngineError> {
+    let metadata = |key: &str, id: &str| {
+        let keyed = if id.is_empty() { None } else { result.metadata.get(&format!("{key}/{id}")) };
+        keyed.or_else(|| result.metadata.get(key)).map(|bytes| Bytes::from(bytes.clone()))
+    };
+    let platforms = platforms(result)?;
+    let mut source = ExportSource { metadata: result.metadata.clone(), ..ExportSource::default() };
+    match &result.refs {
+        ResultRefs::Single(reference) => {
+            let reference = match reference {
+                Some(reference) => Some(bridge.evaluate(reference).await?),
+                None => None,
+            };
+            let platform = platforms.first().map(|p| p.platform.clone());
+            source.entries.push(PlatformResult {
+                platform,
+                reference,
+                config: metadata("containerimage.config", ""),
+                base_config: metadata("containerimage.base.config", ""),
+                ..PlatformResult::default()
+            });
+        }
+        ResultRefs::Map(map) => {
+            source.keyed = true;
+            for named in platforms {
+                let reference = match map.get(&named.id) {
+                    Some(Some(reference)) => Some(bridge.evaluate(reference).await?),
+                    Some(None) => None,
+                    None => return Err(EngineError::user(format!("no result for platform {}", named.id))),
+                };
+                source.entries.push(PlatformResult {
+                    config: metadata("containerimage.config", &named.id),
+                    base_config: metadata("containerimage.base.config", &named.id),
+                    platform: Some(named.platform),
+                    id: named.id,
+                    reference,
+                    ..PlatformResult::default()
+                });
+            }
+        }
+    }
+    Ok(source)
+}
+
+fn platforms(result: &FrontendResult) -> Result<Vec<NamedPlatform>, EngineError> {
+    let Some(json) = result.metadata.get("refs.platforms") else {
+        let ResultRefs::Map(map) = &result.refs else { return Ok(Vec::new()) };
+        let named = |id: &String| {
+            let platform = Platform::parse(id).map_err(|e| EngineError::user(e.to_string()))?;
+            Ok(NamedPlatform { id: id.clone(), platform })
+        };
+        return map.keys().map(named).collect();
+    };
+    let list: Platforms =
+        serde_json::from_slice(json).map_err(|e| EngineError::user(format!("refs.platforms: {e}")))?;
+    Ok(list.platforms)
+}
+
+/// Layers are pulled whole before a build ends, so nothing is left to fetch.
+struct Unpacked;
+
+impl RemoteLayers for Unpacked {
+    fn fetch(&self, layer: &Layer, digest: &Digest) -> Result<Blob, ExportError> {
+        Err(ExportError::from(kiln_store::StoreError::Damage {
+            what: format!("blob {digest} of layer {} is not in the store", layer.id()),
+        }))
+    }
+
+    fn unpack(&self, reference: &ImmutableRef) -> Result<(), ExportError> {
+        match reference.lazy_layers().first() {
+            None => Ok(()),
+            Some((_, layer)) => Err(ExportError::from(kiln_store::StoreError::Lazy(layer.id()))),
+        }
+    }
+
+    fn repository(&self, _: &Layer) -> Option<Repository> {
+        None
+    }
+}
+
+/// Shows an export's statuses below its vertex.
+struct VertexProgress {
+    build: Arc<BuildContext>,
+    vertex: Digest,
+    started: Mutex<BTreeMap<String, SystemTime>>,
+}
+
+impl VertexProgress {
+    fn new(build: Arc<BuildContext>, vertex: Digest) -> Self {
+        Self { build, vertex, started: Mutex::default() }
+    }
+
+    fn show(&self, id: &str, current: u64, total: u64, done: bool) {
+        let started = *self.started.lock().entry(id.to_owned()).or_insert_with(SystemTime::now);
+        self.build.status(self.vertex, id, current, total, started, done);
+    }
+}
+
+impl ExportProgress for VertexProgress {
+    fn started(&self, id: &str, total: u64) {
+        self.show(id, 0, total, false);
+    }
+
+    fn advanced(&self, id: &str, current: u64, total: u64) {
+        self.show(id, current, total, false);
+    }
+
+    fn completed(&self, id: &str) {
+        self.show(id, 0, 0, true);
+    }
+
+    fn warn(&self, message: &str) {
+        self.build.warn(self.vertex, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_stdx::ErrorClass;
+
+    #[test]
+    fn bad_outputs_are_refused_before_work_starts() {
+        let spec = ExporterSpec { kind: "floppy".into(), ..ExporterSpec::default() };
+        let error = check(&[spec]).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::UserInput);
+        assert!(error.to_string().contains("floppy"), "{error}");
+    }
+}

@@ -1,0 +1,280 @@
+//! The built-in Dockerfile frontend: reads the file, plans, looks up what the plan wants, lowers, solves.
+
+use kiln_dockerfile::{
+    BuildOptions, DockerfileError, Lowered, MainContext, Resolved, ResolvedImage, Wanted, ast::Dockerfile,
+};
+use kiln_llb::{Definition, pb};
+use kiln_oci::Platform;
+use kiln_stdx::{Digest, ErrorClass, StableHasher};
+
+use super::options::{Files, options};
+use crate::bridge::{Bridge, FrontendResult, ResultRefs};
+use crate::error::{EngineError, Location};
+use crate::events::{Event, WarningEvent};
+use crate::inspect;
+use crate::request::FrontendRequest;
+use crate::source::lookup;
+
+/// How often a plan may ask for more: each base image may add instructions that name further ones.
+const ROUNDS: usize = 64;
+
+/// Builds the Dockerfile that a request's options name.
+///
+/// # Errors
+/// A file that is missing or wrong, a base image that cannot be had, options that contradict each other.
+pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendResult, EngineError> {
+    let mut files = Files::new(&request.attrs, &bridge.build().settings.session)?;
+    let platforms = super::options::platforms(&request.attrs)?;
+    bridge.set_slots(slots(request, &platforms));
+    let source = read_dockerfile(bridge, &mut files).await?;
+    let parsed = kiln_dockerfile::parse(&source.name, &source.text);
+    let file = parsed.map_err(|e| located(e, &source))?;
+    let ignore = read_ignore_file(bridge, &files, &source).await?;
+    let multi = platforms.len() > 1
+        || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
+    let mut result = FrontendResult::default();
+    let mut refs = std::collections::BTreeMap::new();
+    let mut names = Vec::new();
+    let wanted: Vec<Option<Platform>> =
+        if platforms.is_empty() { vec![None] } else { platforms.iter().cloned().map(Some).collect() };
+    for platform in wanted {
+        let mut options = options(request, &files)?;
+        options.target_platform = platform;
+        options.multi_platform = multi;
+        options.ignore_patterns.clone_from(&ignore);
+        options.source_definition = source.definition.clone();
+        let lowered = compile(bridge, &file, &options, &source).await?;
+        warn(bridge, &lowered, &source);
+        let reference = bridge.define(sourced(lowered.definition.clone(), &source)).await?;
+        let id = lowered.platform.short();
+        let suffix = if multi { format!("/{id}") } else { String::new() };
+        result.metadata.insert(format!("containerimage.config{suffix}"), lowered.config_json.clone());
+        if let Some(base) = &lowered.base_config {
+            result.metadata.insert(format!("containerimage.base.config{suffix}"), base.to_config_json()?);
+        }
+        if let Some(epoch) = lowered.epoch {
+            result.metadata.insert("source.date.epoch".to_owned(), epoch.to_string().into_bytes());
+        }
+        names.push(serde_json::json!({ "ID": id, "Platform": lowered.platform }));
+        if multi {
+            refs.insert(id, reference);
+        } else {
+            result.refs = ResultRefs::Single(reference);
+        }
+    }
+    if multi {
+        result.refs = ResultRefs::Map(refs);
+    }
+    let json = serde_json::json!({ "Platforms": names }).to_string();
+    result.metadata.insert("refs.platforms".to_owned(), json.into_bytes());
+    Ok(result)
+}
+
+/// A Dockerfile with what is needed to point into it.
+struct SourceFile {
+    name: String,
+    text: Vec<u8>,
+    definition: Option<Definition>,
+    vertex: Digest,
+}
+
+/// Names what is built, so that its steps are known again next time.
+fn slots(request: &FrontendRequest, platforms: &[Platform]) -> String {
+    let attr = |name: &str| request.attrs.get(name).map_or("", String::as_str);
+    StableHasher::new("kiln.slots.v1")
+        .str("context", attr("sharedkey:localdir:context"))
+        .str("remote", attr("context"))
+        .str("file", attr("filename"))
+        .str("target", attr("target"))
+        .strs("platforms", platforms.iter().map(Platform::short))
+        .finish()
+        .hex()
+}
+
+async fn read_dockerfile(bridge: &Bridge, files: &mut Files) -> Result<SourceFile, EngineError> {
+    let host = Platform::host();
+    let whole = files.resolve_remote(bridge).await?;
+    let definition = match (&whole, files.dockerfile_graph()) {
+        (_, Some(definition)) => definition,
+        (Some(definition), None) => definition.clone(),
+        (None, None) => {
+            kiln_dockerfile::context::dockerfile_definition(&files.dockerfile_local, &files.session, &files.name, &host)
+                .map_err(|e| EngineError::user(e.to_string()))?
+        }
+    };
+    let reference = bridge.define(definition.clone()).await?;
+    let reference = reference.ok_or_else(|| EngineError::user("the Dockerfile's directory is empty"))?;
+    let vertex = reference.edge().vertex.0;
+    let layers = bridge.evaluate(&reference).await?;
+    let missing = |e: EngineError| match e.class() {
+        ErrorClass::UserInput => {
+            let mut error = EngineError::user(format!("failed to read dockerfile: {e}"));
+            error.hint = Some(format!("name another file with -f, or create {} in the build context", files.name));
+            error
+        }
+        _ => e,
+    };
+    let fallback = files.name.strip_suffix("Dockerfile").map(|dir| format!("{dir}dockerfile"));
+    let (name, text) = match inspect::read_file(bridge.parts(), &layers, &files.name, None).await {
+        Ok(text) => (files.name.clone(), text),
+        Err(error) => match fallback {
+            Some(other) => match inspect::read_file(bridge.parts(), &layers, &other, None).await {
+                Ok(text) => (other, text),
+                Err(_) => return Err(missing(error)),
+            },
+            None => return Err(missing(error)),
+        },
+    };
+    let ignore = inspect::read_file(bridge.parts(), &layers, &format!("{}.dockerignore", files.name), None).await;
+    files.own_ignore = ignore.ok();
+    Ok(SourceFile { name, text, definition: Some(definition), vertex })
+}
+
+/// Returns the patterns of the ignore file: the Dockerfile's own, else the context's.
+async fn read_ignore_file(bridge: &Bridge, files: &Files, _: &SourceFile) -> Result<Vec<String>, EngineError> {
+    if let Some(text) = &files.own_ignore {
+        return Ok(kiln_dockerfile::ignore::parse(text));
+    }
+    let MainContext::Local { name } = &files.context else { return Ok(Vec::new()) };
+    let definition = kiln_dockerfile::context::ignore_file_definition(name, &files.session, &Platform::host())
+        .map_err(|e| EngineError::user(e.to_string()))?;
+    let Some(reference) = bridge.define(definition).await? else { return Ok(Vec::new()) };
+    let layers = bridge.evaluate(&reference).await?;
+    let text = inspect::read_file(bridge.parts(), &layers, ".dockerignore", None).await.unwrap_or_default();
+    Ok(kiln_dockerfile::ignore::parse(&text))
+}
+
+async fn compile(
+    bridge: &Bridge,
+    file: &Dockerfile,
+    options: &BuildOptions,
+    source: &SourceFile,
+) -> Result<Lowered, EngineError> {
+    let mut resolved = Resolved::default();
+    for _ in 0..ROUNDS {
+        let plan = kiln_dockerfile::plan(file, options, &resolved).map_err(|e| located(e, source))?;
+        if plan.wanted.is_empty() {
+            return kiln_dockerfile::lower(file, &plan, options, &resolved).map_err(|e| located(e, source));
+        }
+        for wanted in &plan.wanted {
+            answer(bridge, wanted, &mut resolved, source).await?;
+        }
+    }
+    Err(EngineError::user("base images lead to further base images without end"))
+}
+
+async fn answer(
+    bridge: &Bridge,
+    wanted: &Wanted,
+    resolved: &mut Resolved,
+    source: &SourceFile,
+) -> Result<(), EngineError> {
+    match wanted {
+        Wanted::Image(image) => {
+            let found = lookup::image_config(
+                bridge,
+                &image.reference,
+                Some(image.platform.clone()),
+                image.layout.clone(),
+                &image.name,
+            )
+            .await
+            .map_err(|mut error| {
+                if error.hint.is_none() && error.class() == ErrorClass::UserInput {
+                    let names = image.alternatives.iter().map(String::as_str);
+                    let near = kiln_stdx::suggest::nearest(&image.written, names);
+                    error.hint = near.map(|name| format!("did you mean the stage `{name}`?"));
+                }
+                let range = lines(image.lines.first, image.lines.last);
+                error.source_location = Some(Box::new(Location { info: info(source), ranges: vec![range] }));
+                error
+            })?;
+            let image_ = ResolvedImage {
+                reference: image.reference.clone(),
+                digest: Some(found.root),
+                config: found.config_json,
+            };
+            resolved.add_image(image, image_);
+        }
+        Wanted::IgnoreFile(ignore) => {
+            let text = match bridge.define(ignore.definition.clone()).await? {
+                Some(reference) => {
+                    let layers = bridge.evaluate(&reference).await?;
+                    inspect::read_file(bridge.parts(), &layers, ".dockerignore", None).await.unwrap_or_default()
+                }
+                None => Vec::new(),
+            };
+            resolved.add_ignore_file(ignore, text);
+        }
+        Wanted::Time(time) => {
+            let seconds = match bridge.define(time.definition.clone()).await? {
+                Some(reference) => {
+                    let layers = bridge.evaluate(&reference).await?;
+                    let newest = layers.tree()?.iter().map(|node| node.entry.mtime.0).max();
+                    newest
+                }
+                None => None,
+            };
+            resolved.add_time(time, seconds);
+        }
+    }
+    Ok(())
+}
+
+fn info(source: &SourceFile) -> pb::SourceInfo {
+    pb::SourceInfo {
+        filename: source.name.clone(),
+        data: source.text.clone().into(),
+        definition: source.definition.as_ref().map(Definition::to_pb),
+        language: "Dockerfile".to_owned(),
+    }
+}
+
+fn lines(start: u32, end: u32) -> pb::Range {
+    let position = |line: u32| Some(pb::Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 });
+    pb::Range { start: position(start), end: position(end) }
+}
+
+/// Gives an error of the compiler its place in the file.
+fn located(error: DockerfileError, source: &SourceFile) -> EngineError {
+    let mut result = EngineError::user(error.to_string());
+    if let Some(first) = error.diagnostics.first() {
+        result.hint.clone_from(&first.hint);
+        let ranges: Vec<pb::Range> = first.spans.iter().map(|s| lines(s.start.line, s.end.line)).collect();
+        if !ranges.is_empty() {
+            result.source_location = Some(Box::new(Location { info: info(source), ranges }));
+        }
+    }
+    result
+}
+
+/// Sends the linter's findings to the client.
+fn warn(bridge: &Bridge, lowered: &Lowered, source: &SourceFile) {
+    for warning in &lowered.warnings {
+        let line = warning.line();
+        let place = if line > 0 { format!(" (line {line})") } else { String::new() };
+        let short = format!("{}: {}{place}", warning.rule, warning.message);
+        bridge.build().log.push(Event::Warning(WarningEvent {
+            vertex: source.vertex,
+            level: 1,
+            short: short.into_bytes(),
+            detail: vec![warning.detail.clone().into_bytes()],
+            url: warning.url.clone(),
+            source: Some(info(source)),
+            ranges: warning.spans.iter().map(|s| lines(s.start.line, s.end.line)).collect(),
+        }));
+    }
+}
+
+/// Fills the name and text of the file into a definition's source map, where the compiler left them out.
+fn sourced(mut definition: Definition, source: &SourceFile) -> Definition {
+    if let Some(map) = &mut definition.source {
+        for entry in map.infos.iter_mut().filter(|entry| entry.data.is_empty()) {
+            *entry = info(source);
+        }
+        for entry in map.infos.iter_mut().filter(|entry| entry.filename.is_empty()) {
+            entry.filename.clone_from(&source.name);
+        }
+    }
+    definition
+}

@@ -1,0 +1,242 @@
+//! The frontend options of a request (BuildKit's `dockerfile.v0` names) as the compiler's build options.
+
+use std::collections::BTreeMap;
+
+use kiln_dockerfile::{BuildOptions, Input, MainContext, NoCache};
+use kiln_llb::Definition;
+use kiln_llb::builder::ResolveMode;
+use kiln_llb::op::{HostIp, NetMode, Ulimit};
+use kiln_llb::pb::LinuxResources;
+use kiln_oci::{ImageConfig, Platform};
+
+use crate::bridge::Bridge;
+use crate::error::EngineError;
+use crate::inspect;
+use crate::request::FrontendRequest;
+
+type Attrs = BTreeMap<String, String>;
+
+/// Bytes of a remote context that tell what it is.
+const PROBE: u64 = 1024;
+
+/// Where Dockerfile and context come from.
+pub struct Files {
+    /// Session-local name of the Dockerfile's directory.
+    pub dockerfile_local: String,
+    pub session: String,
+    /// Path of the Dockerfile in its directory.
+    pub name: String,
+    pub context: MainContext,
+    /// Text of the ignore file beside the Dockerfile.
+    pub own_ignore: Option<Vec<u8>>,
+    dockerfile: Option<Definition>,
+}
+
+fn text<'a>(attrs: &'a Attrs, name: &str) -> Option<&'a str> {
+    attrs.get(name).map(String::as_str).filter(|v| !v.is_empty())
+}
+
+impl Files {
+    /// Reads the options that name files.
+    ///
+    /// # Errors
+    /// A context address with bad parameters.
+    pub fn new(attrs: &Attrs, session: &str) -> Result<Self, EngineError> {
+        let local = text(attrs, "contextkey").unwrap_or("context").to_owned();
+        let mut context = MainContext::Local { name: local };
+        if let Some(address) = text(attrs, "context") {
+            let found = MainContext::detect(address).map_err(|e| EngineError::user(e.to_string()))?;
+            context = found.unwrap_or(context);
+        }
+        Ok(Self {
+            dockerfile_local: text(attrs, "dockerfilekey").unwrap_or("dockerfile").to_owned(),
+            session: session.to_owned(),
+            name: text(attrs, "filename").unwrap_or("Dockerfile").to_owned(),
+            context,
+            own_ignore: None,
+            dockerfile: None,
+        })
+    }
+
+    /// Returns the graph to read the Dockerfile from, where it is not a directory of the client.
+    pub fn dockerfile_graph(&self) -> Option<Definition> {
+        self.dockerfile.clone()
+    }
+
+    /// Fetches a remote context far enough to know what it is, and returns the graph that holds all of it.
+    ///
+    /// # Errors
+    /// The context cannot be fetched.
+    pub async fn resolve_remote(&mut self, bridge: &Bridge) -> Result<Option<Definition>, EngineError> {
+        let bad = |e: kiln_dockerfile::DockerfileError| EngineError::user(e.to_string());
+        let host = Platform::host();
+        let Some(definition) = self.context.definition(&host).map_err(bad)? else { return Ok(None) };
+        let MainContext::Http { url, archive, subdir } = &self.context else { return Ok(Some(definition)) };
+        if *archive {
+            return Ok(Some(definition));
+        }
+        let reference = bridge.define(definition.clone()).await?;
+        let reference = reference.ok_or_else(|| EngineError::user("the build context is empty"))?;
+        let layers = bridge.evaluate(&reference).await?;
+        let range = inspect::Range { offset: 0, length: PROBE };
+        let head = inspect::read_file(bridge.parts(), &layers, "context", Some(range)).await?;
+        if kiln_dockerfile::context::is_archive(&head) || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            self.context = MainContext::Http { url: url.clone(), archive: true, subdir: subdir.clone() };
+            return self.context.definition(&host).map_err(bad);
+        }
+        // The body is the Dockerfile itself, and there is no context beside it.
+        self.name = "context".to_owned();
+        self.dockerfile = Some(definition.clone());
+        Ok(Some(definition))
+    }
+}
+
+/// Returns the platforms that are asked for, in order; none means the one of the machine.
+///
+/// # Errors
+/// A malformed platform.
+pub fn platforms(attrs: &Attrs) -> Result<Vec<Platform>, EngineError> {
+    let Some(list) = text(attrs, "platform") else { return Ok(Vec::new()) };
+    list.split(',').map(|p| Platform::parse(p.trim()).map_err(|e| EngineError::user(e.to_string()))).collect()
+}
+
+/// Returns the compiler's options for a request.
+///
+/// # Errors
+/// A malformed value, with the option's name.
+pub fn options(request: &FrontendRequest, files: &Files) -> Result<BuildOptions, EngineError> {
+    let attrs = &request.attrs;
+    let prefixed = |prefix: &str| -> BTreeMap<String, String> {
+        attrs.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_owned(), v.clone()))).collect()
+    };
+    let build_args = prefixed("build-arg:");
+    Ok(BuildOptions {
+        target: text(attrs, "target").map(str::to_owned),
+        labels: prefixed("label:"),
+        contexts: prefixed("context:"),
+        inputs: inputs(request)?,
+        session: files.session.clone(),
+        local_sessions: prefixed("local-sessionid:"),
+        shared_keys: prefixed("sharedkey:localdir:"),
+        main_context: files.context.clone(),
+        no_cache: no_cache(attrs),
+        network: network(attrs)?,
+        extra_hosts: extra_hosts(attrs)?,
+        shm_size: number(attrs, "shm-size")?.unwrap_or(0),
+        ulimits: ulimits(attrs)?,
+        cgroup_parent: text(attrs, "cgroup-parent").unwrap_or_default().to_owned(),
+        hostname: hostname(attrs, &build_args),
+        linux_resources: resources(attrs)?,
+        resolve_mode: resolve_mode(attrs)?,
+        cache_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        check: build_args.get("BUILDKIT_DOCKERFILE_CHECK").cloned(),
+        build_args,
+        ..BuildOptions::default()
+    })
+}
+
+fn hostname(attrs: &Attrs, build_args: &Attrs) -> String {
+    let own = build_args.get("BUILDKIT_SANDBOX_HOSTNAME").map(String::as_str);
+    own.or_else(|| text(attrs, "hostname")).unwrap_or_default().to_owned()
+}
+
+fn inputs(request: &FrontendRequest) -> Result<BTreeMap<String, Input>, EngineError> {
+    let mut inputs = BTreeMap::new();
+    for (name, definition) in &request.inputs {
+        let config = match request.attrs.get(&format!("input-metadata:{name}")) {
+            Some(json) => input_config(name, json)?,
+            None => None,
+        };
+        inputs.insert(name.clone(), Input { definition: definition.clone(), config });
+    }
+    Ok(inputs)
+}
+
+/// The metadata of an input is a JSON map of base64 values.
+fn input_config(name: &str, json: &str) -> Result<Option<ImageConfig>, EngineError> {
+    use base64::Engine as _;
+    let bad = |e: String| EngineError::user(format!("input-metadata:{name}: {e}"));
+    let map: BTreeMap<String, String> = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    let Some(config) = map.get("containerimage.config") else { return Ok(None) };
+    let bytes = base64::engine::general_purpose::STANDARD.decode(config).map_err(|e| bad(e.to_string()))?;
+    Ok(Some(ImageConfig::from_json(&bytes)?))
+}
+
+fn no_cache(attrs: &Attrs) -> NoCache {
+    match attrs.get("no-cache") {
+        None => NoCache::None,
+        Some(list) if list.is_empty() => NoCache::All,
+        Some(list) => NoCache::Stages(list.split(',').map(str::to_owned).collect()),
+    }
+}
+
+fn network(attrs: &Attrs) -> Result<NetMode, EngineError> {
+    match text(attrs, "force-network-mode") {
+        None | Some("sandbox" | "default") => Ok(NetMode::Unset),
+        Some("host") => Ok(NetMode::Host),
+        Some("none") => Ok(NetMode::None),
+        Some(other) => Err(EngineError::user(format!("invalid netmode {other}"))),
+    }
+}
+
+fn resolve_mode(attrs: &Attrs) -> Result<ResolveMode, EngineError> {
+    match text(attrs, "image-resolve-mode") {
+        None | Some("default") => Ok(ResolveMode::Default),
+        Some("pull") => Ok(ResolveMode::Pull),
+        Some("local") => Ok(ResolveMode::Local),
+        Some(other) => Err(EngineError::user(format!("invalid image-resolve-mode: {other}"))),
+    }
+}
+
+fn number(attrs: &Attrs, name: &str) -> Result<Option<i64>, EngineError> {
+    let Some(value) = text(attrs, name) else { return Ok(None) };
+    match value.parse::<i64>() {
+        Ok(number) if number >= 0 => Ok(Some(number)),
+        _ => Err(EngineError::user(format!("invalid {name}: {value}"))),
+    }
+}
+
+fn extra_hosts(attrs: &Attrs) -> Result<Vec<HostIp>, EngineError> {
+    let Some(list) = text(attrs, "add-hosts") else { return Ok(Vec::new()) };
+    list.split(',')
+        .map(|entry| {
+            let pair = entry.split_once('=').or_else(|| entry.split_once(':'));
+            let (host, ip) = pair.ok_or_else(|| EngineError::user(format!("invalid add-hosts entry: {entry}")))?;
+            let ip = ip.trim_start_matches('[').trim_end_matches(']');
+            Ok(HostIp { host: host.to_owned(), ip: ip.to_owned() })
+        })
+        .collect()
+}
+
+fn ulimits(attrs: &Attrs) -> Result<Vec<Ulimit>, EngineError> {
+    let Some(list) = text(attrs, "ulimit") else { return Ok(Vec::new()) };
+    list.split(',')
+        .map(|entry| {
+            let bad = || EngineError::user(format!("invalid ulimit: {entry}"));
+            let (name, limits) = entry.split_once('=').ok_or_else(bad)?;
+            let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+            let parse = |v: &str| v.parse::<i64>().map_err(|_| bad());
+            Ok(Ulimit { name: name.to_owned(), soft: parse(soft)?, hard: parse(hard)? })
+        })
+        .collect()
+}
+
+fn resources(attrs: &Attrs) -> Result<Option<LinuxResources>, EngineError> {
+    let unsigned = |name: &str| -> Result<u64, EngineError> {
+        Ok(number(attrs, name)?.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
+    };
+    let swap = match text(attrs, "memswap") {
+        Some("-1") => -1,
+        _ => number(attrs, "memswap")?.unwrap_or(0),
+    };
+    let resources = LinuxResources {
+        memory: number(attrs, "memory")?.unwrap_or(0),
+        memory_swap: swap,
+        cpu_shares: unsigned("cpushares")?,
+        cpu_period: unsigned("cpuperiod")?,
+        cpu_quota: number(attrs, "cpuquota")?.unwrap_or(0),
+        cpuset_cpus: text(attrs, "cpusetcpus").unwrap_or_default().to_owned(),
+        cpuset_mems: text(attrs, "cpusetmems").unwrap_or_default().to_owned(),
+    };
+    Ok((resources != LinuxResources::default()).then_some(resources))
+}

@@ -1,0 +1,225 @@
+//! What was built, when, and how it ended: one record a build, in a file of its own beside the store's metadata.
+//!
+//! Records hold the request without anything secret: attribute values that carry credentials never enter a request,
+//! and build arguments whose names look secret are masked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kiln_stdx::ErrorClass;
+use kiln_store::{Meta, Table};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::build::BuildContext;
+use crate::error::EngineError;
+use crate::request::{SolveRequest, SolveResponse};
+
+/// How many records are kept, and for how long; pinned ones stay.
+const MAX_RECORDS: usize = 50;
+const MAX_AGE: Duration = Duration::from_secs(48 * 3600);
+/// Changes that a listener may lag behind before it has to read the list again.
+const CHANGES: usize = 256;
+
+/// One build. Times are nanoseconds since 1970.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    pub reference: String,
+    pub frontend: String,
+    pub frontend_attrs: BTreeMap<String, String>,
+    /// Kinds of the outputs with their attributes.
+    pub exporters: Vec<(String, BTreeMap<String, String>)>,
+    pub created: u64,
+    /// 0 while the build runs.
+    pub completed: u64,
+    /// Empty for a build that succeeded.
+    pub error: String,
+    pub canceled: bool,
+    pub exporter_response: BTreeMap<String, String>,
+    pub total_steps: usize,
+    pub completed_steps: usize,
+    pub cached_steps: usize,
+    pub warnings: usize,
+    pub pinned: bool,
+    pub generation: i32,
+}
+
+/// A change of the history.
+#[derive(Debug, Clone)]
+pub enum Change {
+    Started(Record),
+    Completed(Record),
+    Deleted(Record),
+}
+
+impl Change {
+    /// Returns the record that changed.
+    pub fn record(&self) -> &Record {
+        match self {
+            Self::Started(record) | Self::Completed(record) | Self::Deleted(record) => record,
+        }
+    }
+}
+
+impl Record {
+    /// Returns the record of a build that begins.
+    pub fn started(request: &SolveRequest, at: SystemTime) -> Self {
+        Self {
+            reference: request.reference.clone(),
+            frontend: request.frontend.clone(),
+            frontend_attrs: request.frontend_attrs.iter().map(|(k, v)| (k.clone(), shown(k, v))).collect(),
+            exporters: request.exporters.iter().map(|e| (e.kind.clone(), e.attrs.clone())).collect(),
+            created: nanos(at),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the record of a build that has ended.
+    pub fn completed(
+        request: &SolveRequest,
+        started: SystemTime,
+        build: &BuildContext,
+        outcome: &Result<SolveResponse, EngineError>,
+    ) -> Self {
+        let mut record = Self::started(request, started);
+        record.completed = nanos(SystemTime::now());
+        record.total_steps = build.total();
+        record.completed_steps = build.counters.completed.load(Ordering::Relaxed);
+        record.cached_steps = build.counters.cached.load(Ordering::Relaxed);
+        record.warnings = build.log.warnings();
+        record.generation = 1;
+        match outcome {
+            Ok(response) => record.exporter_response.clone_from(&response.exporter),
+            Err(error) => {
+                record.error = error.to_string();
+                record.canceled = error.class() == ErrorClass::Canceled;
+            }
+        }
+        record
+    }
+}
+
+/// Masks the values of build arguments whose names say that they are secret.
+fn shown(key: &str, value: &str) -> String {
+    const SECRET: &[&str] = &["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
+    let Some(name) = key.strip_prefix("build-arg:") else { return value.to_owned() };
+    let name = name.to_lowercase();
+    let secret = name.split(|c: char| !c.is_alphanumeric()).any(|word| SECRET.contains(&word));
+    if secret { "****".to_owned() } else { value.to_owned() }
+}
+
+fn nanos(at: SystemTime) -> u64 {
+    u64::try_from(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The record of past builds. Clones share it.
+#[derive(Clone)]
+pub struct History {
+    table: Arc<Table>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl History {
+    /// Returns the history in `meta`, a file of its own; builds that a killed engine left open are closed as failed.
+    pub fn new(meta: &Meta) -> Self {
+        let this = Self { table: Arc::new(meta.table("history")), changes: broadcast::Sender::new(CHANGES) };
+        for mut record in this.list() {
+            if record.completed == 0 {
+                record.completed = record.created.max(1);
+                "the engine ended while the build ran".clone_into(&mut record.error);
+                this.put(&record);
+            }
+        }
+        this
+    }
+
+    /// Notes a build that begins.
+    pub fn started(&self, record: &Record) {
+        self.put(record);
+        let _ = self.changes.send(Change::Started(record.clone()));
+    }
+
+    /// Notes a build that has ended, and drops old records.
+    pub fn completed(&self, record: &Record) {
+        self.put(record);
+        let _ = self.changes.send(Change::Completed(record.clone()));
+        self.expire();
+    }
+
+    /// Returns all records, newest first.
+    pub fn list(&self) -> Vec<Record> {
+        let mut records: Vec<Record> =
+            self.table.scan_prefix(b"").iter().filter_map(|(_, json)| serde_json::from_slice(json).ok()).collect();
+        records.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.reference.cmp(&b.reference)));
+        records
+    }
+
+    /// Returns one record.
+    pub fn get(&self, reference: &str) -> Option<Record> {
+        serde_json::from_slice(&self.table.get(reference.as_bytes())?).ok()
+    }
+
+    /// Pins or unpins a record.
+    ///
+    /// # Errors
+    /// There is no such record.
+    pub fn pin(&self, reference: &str, pinned: bool) -> Result<(), EngineError> {
+        let mut record = self.get(reference).ok_or_else(|| missing(reference))?;
+        record.pinned = pinned;
+        record.generation += 1;
+        self.put(&record);
+        let _ = self.changes.send(Change::Completed(record));
+        Ok(())
+    }
+
+    /// Deletes a record.
+    ///
+    /// # Errors
+    /// There is no such record.
+    pub fn delete(&self, reference: &str) -> Result<(), EngineError> {
+        let record = self.get(reference).ok_or_else(|| missing(reference))?;
+        self.table.delete(reference.as_bytes());
+        let _ = self.changes.send(Change::Deleted(record));
+        Ok(())
+    }
+
+    /// Returns a receiver of changes from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn put(&self, record: &Record) {
+        if let Ok(json) = serde_json::to_vec(record) {
+            self.table.put(record.reference.as_bytes(), &json);
+        }
+    }
+
+    fn expire(&self) {
+        let oldest = nanos(SystemTime::now()).saturating_sub(u64::try_from(MAX_AGE.as_nanos()).unwrap_or(u64::MAX));
+        let old = |(place, record): &(usize, Record)| *place >= MAX_RECORDS || record.completed < oldest;
+        let finished = self.list().into_iter().filter(|r| r.completed != 0 && !r.pinned).enumerate();
+        for (_, record) in finished.filter(old) {
+            self.table.delete(record.reference.as_bytes());
+            let _ = self.changes.send(Change::Deleted(record));
+        }
+    }
+}
+
+fn missing(reference: &str) -> EngineError {
+    EngineError::user(format!("build record {reference} not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn secret_looking_arguments_are_masked() {
+        assert_eq!(shown("build-arg:NPM_TOKEN", "x"), "****");
+        assert_eq!(shown("build-arg:KEYBOARD", "x"), "x");
+        assert_eq!(shown("target", "token"), "token");
+    }
+}

@@ -1,0 +1,122 @@
+//! Small steps between refs and what mounts and commits need.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use kiln_llb::op::Sharing;
+use kiln_snapshot::Kind;
+use kiln_solver::OpContext;
+use kiln_store::{CacheMount, ImmutableRef, LayerInfo, MountOwner, RecordType, Store};
+
+use crate::error::EngineError;
+use crate::parts::Parts;
+
+/// Returns what a layer made on `parent` is recorded with.
+pub fn info(parent: &ImmutableRef, description: impl Into<String>, record_type: RecordType) -> LayerInfo {
+    LayerInfo {
+        chain: parent.layer_ids(),
+        description: description.into(),
+        record_type,
+        created: 0,
+        diff_id: None,
+        chain_id: None,
+    }
+}
+
+/// Returns the directories to mount for `reference`, bottom first, after checking that they are there.
+///
+/// # Errors
+/// A layer is gone or damaged and could not be repaired.
+pub fn lowers(store: &Store, reference: &ImmutableRef) -> Result<Vec<PathBuf>, EngineError> {
+    store.check(reference)?;
+    Ok(reference.dirs())
+}
+
+/// Takes the cache mount `id`, waiting for others where its sharing says so.
+///
+/// A mount that begins with the content of `base` is one of its own for each base.
+///
+/// # Errors
+/// It cannot be made, or the call was called off while it waited.
+pub async fn cache_mount(
+    parts: &Parts,
+    cx: &OpContext,
+    id: &str,
+    sharing: Sharing,
+    base: Option<(&ImmutableRef, &str)>,
+) -> Result<CacheMount, EngineError> {
+    let key = match base {
+        Some((reference, selector)) if !reference.is_scratch() && !selector.is_empty() => {
+            format!("{id}:{}", top(reference, selector)?.1)
+        }
+        Some((reference, _)) if !reference.is_scratch() => format!("{id}:{}", reference.id()),
+        _ => id.to_owned(),
+    };
+    let owner = match base {
+        Some((reference, selector)) if !reference.is_scratch() => top(reference, selector)?.0,
+        _ => MountOwner::default(),
+    };
+    let sharing = match sharing {
+        Sharing::Private => kiln_store::Sharing::Private,
+        Sharing::Locked => kiln_store::Sharing::Locked,
+        Sharing::Shared => kiln_store::Sharing::Shared,
+    };
+    let changed = parts.store.cache_mounts_changed();
+    loop {
+        let wake = changed.notified();
+        let description = format!("cached mount {id}");
+        if let Some(mut mount) = parts.store.try_cache_mount(&key, sharing, owner, &description)? {
+            if mount.is_fresh() {
+                if let Some((reference, selector)) = base {
+                    fill(reference, selector, mount.path())?;
+                }
+                mount.mark_ready()?;
+            }
+            return Ok(mount);
+        }
+        tokio::select! {
+            () = wake => {}
+            () = cx.cancel().cancelled() => return Err(EngineError::canceled()),
+        }
+    }
+}
+
+/// Returns owner and mode of a directory that a cache mount begins with, and a name for that state.
+fn top(reference: &ImmutableRef, selector: &str) -> Result<(MountOwner, String), EngineError> {
+    let entry = crate::inspect::stat(reference, selector)?;
+    let owner = MountOwner { uid: entry.uid, gid: entry.gid, mode: entry.mode };
+    // Owner and mode alone name an empty beginning, so that two builds of one Dockerfile share the mount.
+    let empty = reference.tree()?.children(&entry.path).next().is_none();
+    let name = if empty { format!("{}:{}:{:o}", owner.uid, owner.gid, owner.mode) } else { reference.id().to_string() };
+    Ok((owner, name))
+}
+
+/// Copies what `selector` names into a new cache mount. Copies, never links: steps write there.
+fn fill(reference: &ImmutableRef, selector: &str, dest: &Path) -> Result<(), EngineError> {
+    let (tree, dirs) = (reference.tree()?, reference.dirs());
+    let from = tree.resolve(selector.as_bytes(), true).map_err(|e| EngineError::user(e.to_string()))?.path;
+    for node in tree.walk(&from) {
+        let relative = node.entry.path.strip_prefix(from.as_slice()).unwrap_or(&node.entry.path);
+        let relative = relative.strip_prefix(b"/").unwrap_or(relative);
+        if relative.is_empty() {
+            continue;
+        }
+        let target = dest.join(OsStr::from_bytes(relative));
+        match node.entry.kind {
+            Kind::Dir => std::fs::create_dir(&target)?,
+            Kind::Symlink => std::os::unix::fs::symlink(OsStr::from_bytes(&node.entry.target), &target)?,
+            Kind::File => {
+                let dir = dirs.get(node.layer).ok_or_else(|| EngineError::user("a layer is gone"))?;
+                std::fs::copy(dir.join(OsStr::from_bytes(&node.entry.path)), &target)?;
+            }
+            _ => continue,
+        }
+        std::os::unix::fs::lchown(&target, Some(node.entry.uid), Some(node.entry.gid))?;
+        if node.entry.kind != Kind::Symlink {
+            std::fs::set_permissions(&target, std::fs::Permissions::from_mode(node.entry.mode))?;
+        }
+    }
+    Ok(())
+}

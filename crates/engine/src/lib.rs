@@ -1,0 +1,44 @@
+//! Joins the parts: LLB operations over solver, store and executor; sources, frontends, outputs, history.
+//!
+//! Invariant: glue only. Whatever belongs to one build (session, progress) is reached through its context.
+
+pub mod bridge;
+pub mod build;
+pub mod cache;
+pub mod content;
+pub mod engine;
+pub mod error;
+pub mod events;
+pub mod export;
+pub mod frontend;
+pub mod history;
+pub mod inspect;
+pub mod keys;
+pub mod keystore;
+pub mod layers;
+pub mod load;
+pub mod ops;
+pub mod parts;
+pub mod paths;
+pub mod request;
+pub mod session;
+pub mod source;
+
+pub use bridge::{Bridge, FrontendResult, Ref, ResultRefs};
+pub use engine::Engine;
+pub use error::EngineError;
+pub use history::History;
+pub use parts::Parts;
+pub use request::{CacheSpec, ExporterSpec, FrontendRequest, SolveRequest, SolveResponse};
+
+impl From<kiln_store::StoreError> for EngineError {
+    fn from(error: kiln_store::StoreError) -> Self {
+        Self::from_error(error.class(), error)
+    }
+}
+
+impl From<kiln_snapshot::Error> for EngineError {
+    fn from(error: kiln_snapshot::Error) -> Self {
+        Self::from_error(error.class(), error)
+    }
+}

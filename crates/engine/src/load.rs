@@ -1,0 +1,102 @@
+//! From a checked LLB graph to the solver's vertices: every node gets the operation that keys and runs it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kiln_llb::{Graph, Op as LlbOp, Vertex as LlbVertex};
+use kiln_solver::{Bound, CacheUse, Edge, Op, StepSlot, Vertex, VertexDigest, VertexOptions};
+use kiln_store::ImmutableRef;
+
+use crate::build::BuildContext;
+use crate::error::EngineError;
+use crate::ops;
+use crate::parts::Parts;
+
+/// Returns the vertices of `graph`, ready for the solver.
+///
+/// # Errors
+/// A step asks for what the client or the engine does not allow, or a source names an unknown scheme.
+pub fn vertices(
+    parts: &Arc<Parts>,
+    graph: &Graph,
+    build: &BuildContext,
+    slots: Option<&str>,
+) -> Result<Vec<Vertex<ImmutableRef>>, EngineError> {
+    let mut ordinals = BTreeMap::<String, usize>::new();
+    graph
+        .vertices()
+        .iter()
+        .map(|vertex| {
+            check_entitlements(parts, vertex, build)?;
+            let slot = slots.and_then(|prefix| slot(prefix, &vertex.name, &mut ordinals));
+            Ok(Vertex {
+                digest: VertexDigest(vertex.digest),
+                inputs: vertex.inputs.iter().map(|e| edge(*e)).collect(),
+                op: operation(parts, vertex)?,
+                name: vertex.name.clone(),
+                options: VertexOptions {
+                    cache: if vertex.ignore_cache() { CacheUse::Ignore } else { CacheUse::Use },
+                    slot,
+                    // A source waits for the network and a nested build for other vertices: neither may hold a slot
+                    // that a step needs.
+                    bound: match vertex.op {
+                        LlbOp::Exec(_) => Bound::Limited,
+                        _ => Bound::Unlimited,
+                    },
+                },
+            })
+        })
+        .collect()
+}
+
+/// Returns the solver's edge for an edge of a definition.
+pub fn edge(edge: kiln_llb::Edge) -> Edge {
+    Edge { vertex: VertexDigest(edge.vertex), index: edge.index }
+}
+
+fn operation(parts: &Arc<Parts>, vertex: &Arc<LlbVertex>) -> Result<Arc<dyn Op<ImmutableRef>>, EngineError> {
+    Ok(match &vertex.op {
+        LlbOp::Source(source) => ops::source::operation(parts, vertex, source)?,
+        LlbOp::Exec(_) => Arc::new(ops::exec::Exec::new(parts.clone(), vertex.clone())?),
+        LlbOp::File(_) => Arc::new(ops::file::File::new(parts.clone(), vertex.clone())?),
+        LlbOp::Merge(merge) => Arc::new(ops::merge::Merge::new(parts.clone(), merge)),
+        LlbOp::Diff(diff) => Arc::new(ops::diff::Diff::new(parts.clone(), diff)),
+        LlbOp::Passthrough(pass) => Arc::new(ops::passthrough::Passthrough::new(pass)),
+        LlbOp::Build(_) => {
+            return Err(EngineError::user("a build op inside a definition is not supported by this engine"));
+        }
+    })
+}
+
+fn check_entitlements(parts: &Parts, vertex: &LlbVertex, build: &BuildContext) -> Result<(), EngineError> {
+    let LlbOp::Exec(exec) = &vertex.op else { return Ok(()) };
+    let mut wanted = Vec::new();
+    if exec.security == kiln_llb::op::SecurityMode::Insecure {
+        wanted.push("security.insecure");
+    }
+    if exec.network == kiln_llb::op::NetMode::Host {
+        wanted.push("network.host");
+    }
+    for name in wanted {
+        let granted = |list: &[String]| list.iter().any(|e| e == name);
+        if !granted(&parts.entitlements) {
+            return Err(EngineError::user(format!("{name} is not allowed"))
+                .with_hint(format!("start the engine with --allow-insecure-entitlement {name}")));
+        }
+        if !granted(&build.settings.entitlements) {
+            return Err(EngineError::user(format!("{name} is not allowed"))
+                .with_hint(format!("add --allow {name} to the command")));
+        }
+    }
+    Ok(())
+}
+
+/// Names a step across builds by the part of its name in brackets (`[build 3/7]`), and by how many like it came
+/// before. What follows the brackets is the instruction itself, which is what may change.
+fn slot(prefix: &str, name: &str, ordinals: &mut BTreeMap<String, usize>) -> Option<StepSlot> {
+    let place = name.strip_prefix('[')?.split_once(']')?.0;
+    let place = if place == "internal" { name } else { place };
+    let ordinal = ordinals.entry(place.to_owned()).or_default();
+    *ordinal += 1;
+    Some(StepSlot(format!("{prefix}\n{place}\n{ordinal}")))
+}

@@ -1,0 +1,246 @@
+//! The mounts of a step: what each is made from, and what becomes of it when the step is over.
+
+use kiln_executor::{MountSource, SandboxMount};
+use kiln_llb::op::{Mount as LlbMount, MountKind, SessionFile, Sharing};
+use kiln_snapshot::{Active, Mount};
+use kiln_solver::OpContext;
+use kiln_stdx::{ErrorClass, Secret};
+use kiln_store::{CacheMount, ImmutableRef, LayerDraft, RecordType};
+
+use super::Exec;
+use crate::error::EngineError;
+use crate::layers;
+use crate::session::{self, SshSocket};
+
+/// Everything one run of a step holds until it is over.
+pub struct Prepared {
+    /// The root; taken when the process is described.
+    pub root: Option<Mount>,
+    pub root_readonly: bool,
+    pub mounts: Vec<SandboxMount>,
+    /// Values that must not show in the log.
+    pub secrets: Vec<Secret>,
+    /// From a tmpfs at `/dev/shm`, which is how a size of it is asked for.
+    pub shm_size: Option<u64>,
+    outputs: Vec<(usize, Output)>,
+    /// Dropped after the process is gone: directories that are written and thrown away, cache mounts, agent sockets.
+    _discarded: Vec<LayerDraft>,
+    _caches: Vec<CacheMount>,
+    _sockets: Vec<SshSocket>,
+}
+
+enum Output {
+    /// What the step changes is kept.
+    Changes { parent: ImmutableRef, draft: LayerDraft, active: Active, dest: String },
+    /// The mount is read-only, so its output is what came in.
+    Same(ImmutableRef),
+}
+
+impl Prepared {
+    /// Prepares every mount of `exec`.
+    ///
+    /// # Errors
+    /// A secret or agent that is required and missing, a full disk, a call that was called off while it waited.
+    pub async fn new(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Self, EngineError> {
+        let mut this = Self {
+            root: None,
+            root_readonly: false,
+            mounts: Vec::new(),
+            secrets: Vec::new(),
+            shm_size: None,
+            outputs: Vec::new(),
+            _discarded: Vec::new(),
+            _caches: Vec::new(),
+            _sockets: Vec::new(),
+        };
+        for mount in &exec.op.mounts {
+            let dest = absolute(&exec.op.meta.cwd, &mount.dest);
+            match &mount.kind {
+                MountKind::Bind => {
+                    let source = this.bind(exec, mount, inputs).await?;
+                    this.place(dest, mount, source);
+                }
+                MountKind::Tmpfs { size } if dest == "/dev/shm" => this.shm_size = *size,
+                MountKind::Tmpfs { size } => {
+                    this.place(dest, mount, Mount::Tmpfs { size: *size, mode: 0o1777 });
+                }
+                MountKind::Cache { id, sharing } => {
+                    let source = this.cache(exec, cx, mount, id, *sharing, inputs).await?;
+                    // The selector says what a new mount begins with, not which part of it is shown.
+                    this.place(dest, &LlbMount { selector: String::new(), ..mount.clone() }, source);
+                }
+                MountKind::Secret(file) => this.secret(exec, cx, dest, file).await?,
+                MountKind::Ssh(file) => {
+                    this.ssh(exec, cx, dest, file).await?;
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    fn place(&mut self, dest: String, mount: &LlbMount, source: Mount) {
+        if mount.is_root() {
+            self.root = Some(source);
+            self.root_readonly = mount.readonly;
+            return;
+        }
+        self.mounts.push(SandboxMount {
+            dest,
+            source: MountSource::Mount(source),
+            subpath: mount.selector.clone(),
+            readonly: mount.readonly,
+        });
+    }
+
+    async fn bind(&mut self, exec: &Exec, mount: &LlbMount, inputs: &[ImmutableRef]) -> Result<Mount, EngineError> {
+        let reference = match mount.input {
+            Some(index) => super::super::input(inputs, index)?.clone(),
+            None => exec.parts.store.scratch(),
+        };
+        let parts = exec.parts.clone();
+        let readonly = mount.readonly;
+        let parent = reference.clone();
+        let (draft, view, active) = parts
+            .clone()
+            .blocking(move || {
+                let draft = parts.store.draft()?;
+                let lowers = layers::lowers(&parts.store, &parent)?;
+                if readonly {
+                    let view = parts.snapshotter.view(&lowers, draft.scratch())?;
+                    return Ok((draft, Some(view), None));
+                }
+                let active = parts.snapshotter.prepare(&lowers, draft.scratch())?;
+                Ok((draft, None, Some(active)))
+            })
+            .await?;
+        match (view, active) {
+            (None, Some(active)) => {
+                let source = active.mount().clone();
+                match mount.output {
+                    Some(output) => {
+                        let dest = mount.dest.clone();
+                        self.outputs.push((output, Output::Changes { parent: reference, draft, active, dest }));
+                    }
+                    None => self._discarded.push(draft),
+                }
+                Ok(source)
+            }
+            (Some(view), _) => {
+                if let Some(output) = mount.output {
+                    self.outputs.push((output, Output::Same(reference)));
+                }
+                // The view may lie in the draft's scratch directory, which must outlive the process.
+                self._discarded.push(draft);
+                Ok(view)
+            }
+            (None, None) => Err(EngineError::new(ErrorClass::Bug, "a mount without source")),
+        }
+    }
+
+    async fn cache(
+        &mut self,
+        exec: &Exec,
+        cx: &OpContext,
+        mount: &LlbMount,
+        id: &str,
+        sharing: Sharing,
+        inputs: &[ImmutableRef],
+    ) -> Result<Mount, EngineError> {
+        let base = mount.input.map(|index| super::super::input(inputs, index)).transpose()?;
+        let base = base.map(|reference| (reference, mount.selector.as_str()));
+        let cache = layers::cache_mount(&exec.parts, cx, id, sharing, base).await?;
+        let source = cache.path().to_owned();
+        self._caches.push(cache);
+        Ok(Mount::Bind { source, readonly: mount.readonly })
+    }
+
+    async fn secret(
+        &mut self,
+        exec: &Exec,
+        cx: &OpContext,
+        dest: String,
+        file: &SessionFile,
+    ) -> Result<(), EngineError> {
+        match session::secret(&exec.parts, cx, &file.id).await? {
+            Some(value) => {
+                self.mounts.push(SandboxMount {
+                    dest,
+                    source: MountSource::File {
+                        content: value.clone(),
+                        mode: file.mode,
+                        uid: file.uid,
+                        gid: file.gid,
+                    },
+                    subpath: String::new(),
+                    readonly: true,
+                });
+                self.secrets.push(value);
+                Ok(())
+            }
+            None if file.optional => Ok(()),
+            None => Err(EngineError::user(format!("secret {}: not found", file.id))
+                .with_hint(format!("add --secret id={} to the command", file.id))),
+        }
+    }
+
+    async fn ssh(
+        &mut self,
+        exec: &Exec,
+        cx: &OpContext,
+        dest: String,
+        file: &SessionFile,
+    ) -> Result<(), EngineError> {
+        let socket = session::ssh_socket(&exec.parts, cx, file).await?;
+        match socket {
+            Some(socket) => {
+                self.mounts.push(SandboxMount {
+                    dest,
+                    source: MountSource::Socket(socket.path().to_owned()),
+                    subpath: String::new(),
+                    readonly: true,
+                });
+                self._sockets.push(socket);
+                Ok(())
+            }
+            None if file.optional => Ok(()),
+            None => Err(EngineError::user(format!("unset ssh forward key {}", file.id))
+                .with_hint(format!("add --ssh {} to the command", file.id))),
+        }
+    }
+
+    /// Turns what the step changed into layers and returns the outputs in order.
+    ///
+    /// # Errors
+    /// The changes cannot be read or stored; nothing of them is kept then.
+    pub async fn commit(self, exec: &Exec) -> Result<Vec<ImmutableRef>, EngineError> {
+        let parts = exec.parts.clone();
+        let command = exec.op.meta.args.join(" ");
+        let mut outputs = self.outputs;
+        outputs.sort_by_key(|(index, _)| *index);
+        parts
+            .clone()
+            .blocking(move || {
+                let mut results = Vec::with_capacity(outputs.len());
+                for (_, output) in outputs {
+                    match output {
+                        Output::Same(reference) => results.push(reference),
+                        Output::Changes { parent, draft, active, dest } => {
+                            let manifest = parts.snapshotter.collect(active, &*parent.tree()?, &draft.fs())?;
+                            let about = format!("mount {dest} from exec {command}");
+                            let info = layers::info(&parent, about, RecordType::Regular);
+                            results.push(parent.with_layer(parts.store.commit(draft, manifest, info)?));
+                        }
+                    }
+                }
+                Ok(results)
+            })
+            .await
+    }
+}
+
+fn absolute(cwd: &str, dest: &str) -> String {
+    if dest.starts_with('/') {
+        return dest.to_owned();
+    }
+    format!("/{}", crate::paths::clean_relative(&format!("{cwd}/{dest}")))
+}

@@ -1,0 +1,165 @@
+//! One run of an exec op: mounts, process, layers.
+
+use kiln_executor::{ExtraHost, NetworkMode, ProcessSpec, Resources, SecurityMode, Ulimit};
+use kiln_llb::op::{ExecMeta, NetMode, ProxyEnv};
+use kiln_solver::OpContext;
+use kiln_stdx::{ErrorClass, rand_id};
+use kiln_store::ImmutableRef;
+
+use super::Exec;
+use super::log::LogPump;
+use super::mounts::Prepared;
+use crate::error::EngineError;
+use crate::parts::builds;
+use crate::session;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs the step and returns its outputs in order.
+pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, EngineError> {
+    let mut prepared = Prepared::new(exec, cx, inputs).await?;
+    let mut secrets = std::mem::take(&mut prepared.secrets);
+    let mut spec = spec(exec, cx, &mut prepared)?;
+    for wanted in &exec.op.secret_env {
+        match session::secret(&exec.parts, cx, &wanted.id).await? {
+            Some(value) => {
+                let text = String::from_utf8_lossy(value.expose()).into_owned();
+                spec.env.push((wanted.name.clone(), text));
+                secrets.push(value);
+            }
+            None if wanted.optional => {}
+            None => return Err(EngineError::user(format!("secret {}: not found", wanted.id))),
+        }
+    }
+    let (io, pump) = LogPump::start(cx, &secrets);
+    let ran = exec.parts.executor.run(spec, io, cx.cancel().clone()).await;
+    let tail = pump.finish().await;
+    drop(secrets);
+    let exit = match ran {
+        Ok(exit) => exit,
+        Err(_) if cx.cancel().is_cancelled() => return Err(EngineError::canceled()),
+        Err(e) => return Err(not_started(exec, e)),
+    };
+    if cx.cancel().is_cancelled() {
+        return Err(EngineError::canceled());
+    }
+    if !exit.is_success(&exec.op.meta.valid_exit_codes) {
+        return Err(failed(exec, &exit, &tail));
+    }
+    prepared.commit(exec).await
+}
+
+/// Describes the process; the mounts have been prepared.
+fn spec(exec: &Exec, cx: &OpContext, prepared: &mut Prepared) -> Result<ProcessSpec, EngineError> {
+    let meta = &exec.op.meta;
+    let builds = builds(cx);
+    let root = prepared.root.take().ok_or_else(|| EngineError::user("the step has no root mount"))?;
+    let mut spec = ProcessSpec::new(rand_id(), root, meta.args.clone());
+    spec.root_readonly = prepared.root_readonly;
+    spec.env = environment(meta);
+    if !meta.cwd.is_empty() {
+        spec.cwd.clone_from(&meta.cwd);
+    }
+    spec.user.clone_from(&meta.user);
+    spec.hostname = (!meta.hostname.is_empty()).then(|| meta.hostname.clone());
+    spec.mounts = std::mem::take(&mut prepared.mounts);
+    spec.network = match exec.op.network {
+        NetMode::Host => NetworkMode::Host,
+        NetMode::None => NetworkMode::None,
+        _ => NetworkMode::Auto,
+    };
+    spec.security = match exec.op.security {
+        kiln_llb::op::SecurityMode::Insecure => SecurityMode::Insecure,
+        _ => SecurityMode::Sandbox,
+    };
+    spec.ulimits = meta
+        .ulimits
+        .iter()
+        .map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
+        .collect();
+    spec.extra_hosts = extra_hosts(meta)?;
+    spec.shm_size = prepared.shm_size.or_else(|| builds.iter().find_map(|b| b.settings.shm_size));
+    spec.cgroup_parent = (!meta.cgroup_parent.is_empty()).then(|| meta.cgroup_parent.clone());
+    spec.resources = resources(exec);
+    spec.ca_bundle = builds.iter().find_map(|b| b.ca_bundle.get().map(|path| path.to_path_buf()));
+    spec.remove_stubs_recursive = meta.remove_mount_stubs_recursive;
+    spec.valid_exit_codes.clone_from(&meta.valid_exit_codes);
+    Ok(spec)
+}
+
+fn environment(meta: &ExecMeta) -> Vec<(String, String)> {
+    let split = |variable: &String| {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        (name.to_owned(), value.to_owned())
+    };
+    let mut env: Vec<(String, String)> = meta.env.iter().map(split).collect();
+    if let Some(ProxyEnv { http, https, ftp, no, all }) = &meta.proxy {
+        for (name, value) in
+            [("HTTP_PROXY", http), ("HTTPS_PROXY", https), ("FTP_PROXY", ftp), ("NO_PROXY", no), ("ALL_PROXY", all)]
+        {
+            if !value.is_empty() {
+                env.push((name.to_owned(), value.clone()));
+                env.push((name.to_lowercase(), value.clone()));
+            }
+        }
+    }
+    if !env.iter().any(|(name, _)| name == "PATH") {
+        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+    }
+    env
+}
+
+fn extra_hosts(meta: &ExecMeta) -> Result<Vec<ExtraHost>, EngineError> {
+    meta.extra_hosts
+        .iter()
+        .map(|host| {
+            let ip = host.ip.parse().map_err(|_| {
+                EngineError::user(format!("failed to parse IP for extra host: invalid IP {} for host {}", host.ip, host.host))
+            })?;
+            Ok(ExtraHost { host: host.host.clone(), ip })
+        })
+        .collect()
+}
+
+fn resources(exec: &Exec) -> Resources {
+    let Some(limits) = &exec.resources else { return Resources::default() };
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Resources {
+        memory: u64::try_from(limits.memory).ok().filter(|v| *v > 0),
+        memory_swap: Some(limits.memory_swap).filter(|v| *v != 0),
+        cpu_shares: Some(limits.cpu_shares).filter(|v| *v > 0),
+        cpu_quota: Some(limits.cpu_quota).filter(|v| *v > 0),
+        cpu_period: Some(limits.cpu_period).filter(|v| *v > 0),
+        cpuset_cpus: some(&limits.cpuset_cpus),
+        cpuset_mems: some(&limits.cpuset_mems),
+        pids: None,
+    }
+}
+
+/// The error of a process that never ran: a bad mount, a limit that the host forbids, no such command.
+fn not_started(exec: &Exec, error: kiln_executor::ExecError) -> EngineError {
+    let code = error.exit_code();
+    let text = crate::error::chain(&error);
+    let command = exec.op.meta.args.join(" ");
+    let message = match code {
+        Some(code) => format!("process {command:?} did not complete successfully: exit code: {code}: {text}"),
+        None => format!("process {command:?} did not complete successfully: {text}"),
+    };
+    let mut result = EngineError::new(error.class(), message);
+    result.exit_code = code;
+    result
+}
+
+/// The error of a process that ran and failed, with a hint when the cause is a known one.
+fn failed(exec: &Exec, exit: &kiln_executor::Exit, tail: &[u8]) -> EngineError {
+    let command = exec.op.meta.args.join(" ");
+    let mut message = format!("process {command:?} did not complete successfully: exit code: {}", exit.code);
+    if exit.oom {
+        message.push_str(": cannot allocate memory");
+    }
+    let mut error = EngineError::new(ErrorClass::UserInput, message);
+    error.exit_code = Some(exit.code);
+    let tail = String::from_utf8_lossy(tail);
+    error.hint = kiln_executor::hints::explain(&exec.op.meta.args, exit, &tail).map(|hint| hint.text);
+    error
+}

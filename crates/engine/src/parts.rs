@@ -1,0 +1,53 @@
+//! What operations are made of: the services that the composition root chose, shared by all builds.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kiln_executor::Executor;
+use kiln_registry::Registry;
+use kiln_session::SessionRegistry;
+use kiln_snapshot::Snapshotter;
+use kiln_solver::OpContext;
+use kiln_store::Store;
+
+use crate::build::BuildContext;
+use crate::error::EngineError;
+
+/// Shared by every operation.
+pub struct Parts {
+    pub store: Store,
+    pub snapshotter: Arc<dyn Snapshotter>,
+    pub executor: Arc<dyn Executor>,
+    pub registry: Registry,
+    pub sessions: SessionRegistry,
+    /// What steps that need an entitlement may have at most: `network.host`, `security.insecure`.
+    pub entitlements: Vec<String>,
+    /// Sockets and other short-lived files of running steps; on a tmpfs where there is one.
+    pub runtime_dir: PathBuf,
+    /// Bounds kiln's own work (hashing, copying, unpacking) to the number of cores.
+    pub work: Arc<tokio::sync::Semaphore>,
+}
+
+impl Parts {
+    /// Runs blocking work on a thread of its own, at most as many at once as there are cores.
+    ///
+    /// # Errors
+    /// Whatever the work fails with; a panic in it is a bug and reported as one.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let permit = self.work.clone().acquire_owned().await;
+        let joined = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        })
+        .await;
+        joined.map_err(|e| EngineError::new(kiln_stdx::ErrorClass::Bug, format!("a task panicked: {e}")))?
+    }
+}
+
+/// Returns the builds that want the vertex of this call, oldest first; at least one while the call is wanted.
+pub fn builds(cx: &OpContext) -> Vec<Arc<BuildContext>> {
+    cx.contexts::<BuildContext>()
+}

@@ -1,0 +1,93 @@
+//! Images from an OCI layout that a client offers through its session's content store.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use kiln_oci::{Descriptor, media};
+use kiln_session::{ContentStore, Session};
+use kiln_stdx::{Digest, limits};
+use kiln_store::Store;
+
+use super::resolve::ImageOrigin;
+use crate::error::EngineError;
+
+/// One image of a layout; layouts are always asked by digest, the client resolves tags.
+pub struct LayoutImage {
+    content: ContentStore,
+    store: Store,
+    name: String,
+    digest: Digest,
+}
+
+impl LayoutImage {
+    /// Returns the origin of the image `digest` in the layout that the client calls `layout`.
+    pub fn new(session: &Arc<Session>, store: Store, layout: &str, name: String, digest: Digest) -> Arc<Self> {
+        Arc::new(Self { content: session.content(&format!("oci:{layout}")), store, name, digest })
+    }
+
+    fn missing(&self, digest: &Digest) -> EngineError {
+        EngineError::user(format!("{}: blob {digest} is not in the OCI layout", self.name))
+    }
+}
+
+#[async_trait]
+impl ImageOrigin for LayoutImage {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    async fn root(&self) -> Result<Descriptor, EngineError> {
+        let kept = self.kept(&self.digest).await;
+        let bytes = match kept {
+            Some(bytes) => bytes,
+            None => self.content.read_all(&self.digest, limits::MANIFEST).await.map_err(|e| {
+                if e.is_not_found() { self.missing(&self.digest) } else { e.into() }
+            })?,
+        };
+        let media_type = serde_json::from_slice::<serde_json::Value>(&bytes)
+            .ok()
+            .and_then(|v| Some(v.get("mediaType")?.as_str()?.to_owned()))
+            .unwrap_or_else(|| media::OCI_MANIFEST.to_owned());
+        Ok(Descriptor::new(media_type, self.digest, bytes.len() as u64))
+    }
+
+    async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, EngineError> {
+        if let Some(bytes) = self.kept(&descriptor.digest).await {
+            return Ok(bytes);
+        }
+        let read = self.content.read_all(&descriptor.digest, limits::MANIFEST).await;
+        let bytes =
+            read.map_err(|e| if e.is_not_found() { self.missing(&descriptor.digest) } else { EngineError::from(e) })?;
+        let (store, copy) = (self.store.clone(), bytes.clone());
+        // Keeping it saves a question next time; not being able to is no reason to fail.
+        let _ = tokio::task::spawn_blocking(move || store.put_blob(&copy).map(drop)).await;
+        Ok(bytes)
+    }
+
+    async fn layer(
+        &self,
+        descriptor: &Descriptor,
+        store: &Store,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), EngineError> {
+        let opened = self.content.read(&descriptor.digest, 0, Some(descriptor.size)).await;
+        let mut stream = opened
+            .map_err(|e| if e.is_not_found() { self.missing(&descriptor.digest) } else { EngineError::from(e) })?;
+        let mut ingest = store.ingest(Some(descriptor.digest), Some(descriptor.size))?;
+        while let Some(piece) = stream.next().await {
+            ingest.write_all(&piece?)?;
+            progress(ingest.written());
+        }
+        ingest.commit()?;
+        Ok(())
+    }
+}
+
+impl LayoutImage {
+    async fn kept(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let (store, digest) = (self.store.clone(), *digest);
+        tokio::task::spawn_blocking(move || store.read_blob(&digest, limits::MANIFEST).ok()).await.ok().flatten()
+    }
+}

@@ -1,0 +1,173 @@
+//! Makes the layer of a client's directory from its listing, the last state, and whatever has to be read.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kiln_snapshot::layer::{FileMeta, Overrides};
+use kiln_snapshot::{Entry, Kind, LayerBuilder, LayerManifest, Tree};
+use kiln_stdx::Digest;
+use kiln_store::{FileSum, ImmutableRef, RecordType, Store};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::EngineError;
+use crate::layers;
+
+/// How many names are handled between looks at the cancel token.
+const STRIDE: usize = 256;
+
+/// The state that a directory had in an earlier build.
+pub struct Last {
+    pub reference: ImmutableRef,
+    manifest: Arc<LayerManifest>,
+    dir: PathBuf,
+}
+
+impl Last {
+    /// Returns the last state, if it is one layer and whole.
+    pub fn of(store: &Store, reference: ImmutableRef) -> Option<Self> {
+        store.check(&reference).ok()?;
+        let [manifest] = <[_; 1]>::try_from(reference.manifests().ok()?).ok()?;
+        let dir = reference.dirs().pop()?;
+        Some(Self { reference, manifest, dir })
+    }
+
+    /// Returns what was at `path`.
+    pub fn get(&self, path: &[u8]) -> Option<&Entry> {
+        self.manifest.get(path)
+    }
+
+    /// Tells whether the directory held exactly this.
+    pub fn equals(&self, entries: &[Entry]) -> bool {
+        let old = self.manifest.entries().iter().filter(|e| !e.path.is_empty());
+        old.clone().count() == entries.len()
+            && old.zip(entries).all(|(a, b)| a.path == b.path && a.same_object(b))
+    }
+}
+
+/// Where the bytes of a file come from.
+pub trait Contents {
+    /// Opens the file that stands at `place` in the listing.
+    ///
+    /// # Errors
+    /// It cannot be read any more.
+    fn open(&self, place: usize, entry: &Entry) -> std::io::Result<Box<dyn Read>>;
+
+    /// Learns what the bytes of a file were.
+    fn read(&self, place: usize, entry: &Entry);
+}
+
+/// A directory to be made into a layer.
+pub struct Assembly<'a> {
+    pub store: &'a Store,
+    pub last: Option<&'a Last>,
+    /// In component order. Files have a digest where their bytes are known to be those of the last state.
+    pub entries: Vec<Entry>,
+    /// Names that are one inode: the place of the first name by the place of each later one.
+    pub links: HashMap<usize, usize>,
+    pub contents: &'a dyn Contents,
+    pub description: String,
+    pub cancel: &'a CancellationToken,
+}
+
+impl Assembly<'_> {
+    /// Writes the layer, or returns the last state when nothing differs from it.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a full disk, a call that was called off.
+    pub fn finish(self) -> Result<ImmutableRef, EngineError> {
+        if let Some(last) = self.last
+            && last.equals(&self.entries)
+        {
+            return Ok(last.reference.clone());
+        }
+        let scratch = self.store.scratch();
+        let draft = self.store.draft()?;
+        let (tree, dirs) = (Tree::default(), Vec::new());
+        let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
+        for (place, entry) in self.entries.iter().enumerate() {
+            if place % STRIDE == 0 && self.cancel.is_cancelled() {
+                return Err(EngineError::canceled());
+            }
+            self.place(place, entry, &mut builder)?;
+        }
+        let manifest = builder.finish()?;
+        let info = layers::info(&scratch, self.description.clone(), RecordType::SourceLocal);
+        let layer = self.store.commit(draft, manifest, info)?;
+        Ok(scratch.with_layer(layer))
+    }
+
+    fn place(&self, place: usize, entry: &Entry, builder: &mut LayerBuilder<'_>) -> Result<(), EngineError> {
+        if let Some(first) = self.links.get(&place).and_then(|first| self.entries.get(*first)) {
+            return Ok(builder.hard_link(&first.path, &entry.path)?);
+        }
+        let meta = FileMeta::of(entry);
+        match entry.kind {
+            Kind::Dir => builder.mkdir(&entry.path, &meta)?,
+            Kind::Symlink => builder.symlink(&entry.path, &entry.target, &meta)?,
+            Kind::Fifo | Kind::CharDevice | Kind::BlockDevice => {
+                builder.node(&entry.path, entry.kind, entry.rdev, &meta)?;
+            }
+            Kind::Whiteout => {}
+            Kind::File => self.file(place, entry, &meta, builder)?,
+        }
+        Ok(())
+    }
+
+    fn file(
+        &self,
+        place: usize,
+        entry: &Entry,
+        meta: &FileMeta,
+        builder: &mut LayerBuilder<'_>,
+    ) -> Result<(), EngineError> {
+        // The last state has the same bytes: link them, or copy them when mode or time differ.
+        if let (Some(last), Some(digest)) = (self.last, entry.digest)
+            && let Some(old) = last.get(&entry.path).filter(|old| old.digest == Some(digest))
+        {
+            let source = last.dir.join(OsString::from_vec(old.path.clone()));
+            let overrides = Overrides {
+                owner: Some((entry.uid, entry.gid)),
+                mode: Some(entry.mode),
+                mtime: Some(entry.mtime),
+                xattrs: Some(entry.xattrs.clone()),
+            };
+            builder.link_or_copy(&source, old, &entry.path, &overrides)?;
+            return Ok(());
+        }
+        let reader = self.contents.open(place, entry)?;
+        let mut summing = Summing { inner: reader, sum: FileSum::new(entry) };
+        let (digest, size) = builder.file_from_reader(&entry.path, meta, &mut summing)?;
+        let written = Entry { digest: Some(digest), size, ..entry.clone() };
+        if size == entry.size {
+            self.store.note_file_sum(&written, summing.sum.finish());
+        }
+        self.contents.read(place, &written);
+        Ok(())
+    }
+}
+
+/// Makes the content digest of a file while its bytes pass by.
+struct Summing<R> {
+    inner: R,
+    sum: FileSum,
+}
+
+impl<R: Read> Read for Summing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.sum.update(&buf[..n]);
+        Ok(n)
+    }
+}
+
+/// Returns the digest of a reader's bytes.
+///
+/// # Errors
+/// The reader's.
+pub fn digest_of(reader: impl Read) -> std::io::Result<Digest> {
+    Digest::of_reader(reader).map(|(digest, _)| digest)
+}

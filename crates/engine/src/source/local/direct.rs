@@ -1,0 +1,155 @@
+//! Reading a client's directory on the same machine, with the persistent index of what files were.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use kiln_snapshot::{Entry, Kind};
+use kiln_store::{ContextIndex, ImmutableRef, Store, is_local_filesystem};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::Wanted;
+use super::assemble::{Assembly, Contents, Last, digest_of};
+use super::walk::{Found, open_file, stat_key, walk};
+use crate::error::EngineError;
+
+/// What one read of a directory did; for progress and for tests that count.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    pub files: u64,
+    /// Files whose bytes were read, and how many bytes that were.
+    pub read: u64,
+    pub bytes: u64,
+}
+
+/// Returns the layer of the wanted part of a directory.
+///
+/// # Errors
+/// Something in it cannot be read; a full disk; a call that was called off.
+pub fn read(
+    store: &Store,
+    root: &OwnedFd,
+    uid: u32,
+    wanted: &Wanted,
+    last: Option<&Last>,
+    cancel: &CancellationToken,
+) -> Result<(ImmutableRef, Work), EngineError> {
+    let found = walk(root.as_fd(), wanted).map_err(|e| unreadable(&e))?;
+    let device = rustix::fs::fstat(root).map_err(std::io::Error::from)?.st_dev;
+    let index = is_local_filesystem(root).then(|| store.context_index(uid, device));
+    let mut work = Work { files: found.len() as u64, ..Work::default() };
+    let links = links(&found);
+    let keys = found.iter().map(|f| f.key).collect();
+    let mut entries: Vec<Entry> = Vec::with_capacity(found.len());
+    for (place, found) in found.into_iter().enumerate() {
+        let mut entry = found.entry;
+        if let Some(key) = found.key {
+            entry.digest = index.as_ref().and_then(|index| index.get(&key));
+            // Unknown, but it looks as before: reading it tells whether it can be linked.
+            let before = last.and_then(|last| last.get(&entry.path)).filter(|old| old.size == entry.size);
+            if entry.digest.is_none() && before.is_some() {
+                if place % 64 == 0 && cancel.is_cancelled() {
+                    return Err(EngineError::canceled());
+                }
+                entry.digest = Some(hash(root, &entry, key, index.as_ref())?);
+                work.read += 1;
+                work.bytes += entry.size;
+            }
+        }
+        entries.push(entry);
+    }
+    let files = Files { root, keys, index: index.clone(), work: Mutex::new(work), started: SystemTime::now() };
+    let assembly = Assembly {
+        store,
+        last,
+        entries,
+        links,
+        contents: &files,
+        description: format!("local source for {}", wanted.name),
+        cancel,
+    };
+    let reference = assembly.finish()?;
+    if let Some(index) = &index {
+        // An index that cannot be written is made again next time.
+        let _ = index.save();
+    }
+    let work = *files.work.lock();
+    Ok((reference, work))
+}
+
+fn unreadable(error: &std::io::Error) -> EngineError {
+    EngineError::user(format!("failed to read the build context: {error}"))
+        .with_hint("exclude the path in .dockerignore, or make it readable")
+}
+
+/// Finds names that are one inode: the first name's place by each later name's.
+fn links(found: &[Found]) -> HashMap<usize, usize> {
+    let mut first = HashMap::new();
+    let mut links = HashMap::new();
+    for (place, found) in found.iter().enumerate() {
+        if let Some(inode) = found.linked {
+            match first.get(&inode) {
+                Some(&earlier) => {
+                    links.insert(place, earlier);
+                }
+                None => {
+                    first.insert(inode, place);
+                }
+            }
+        }
+    }
+    links
+}
+
+fn hash(
+    root: &OwnedFd,
+    entry: &Entry,
+    key: kiln_store::StatKey,
+    index: Option<&Arc<ContextIndex>>,
+) -> Result<kiln_stdx::Digest, EngineError> {
+    let started = SystemTime::now();
+    let file = open_file(root.as_fd(), &entry.path).map_err(|e| unreadable(&e))?;
+    let digest = digest_of(&file)?;
+    let after = rustix::fs::fstat(&file).map_err(std::io::Error::from)?;
+    if let Some(index) = index
+        && stat_key(&after) == key
+    {
+        index.put(key, digest, started);
+    }
+    Ok(digest)
+}
+
+struct Files<'a> {
+    root: &'a OwnedFd,
+    keys: Vec<Option<kiln_store::StatKey>>,
+    index: Option<Arc<ContextIndex>>,
+    work: Mutex<Work>,
+    started: SystemTime,
+}
+
+impl Contents for Files<'_> {
+    fn open(&self, _: usize, entry: &Entry) -> std::io::Result<Box<dyn Read>> {
+        Ok(Box::new(open_file(self.root.as_fd(), &entry.path)?))
+    }
+
+    fn read(&self, place: usize, entry: &Entry) {
+        let mut work = self.work.lock();
+        work.read += 1;
+        work.bytes += entry.size;
+        let (Some(index), Some(Some(key)), Some(digest)) = (&self.index, self.keys.get(place), entry.digest) else {
+            return;
+        };
+        // The state before the reading is the listing's; the one after must be the same for the bytes to be its.
+        let same = entry.kind == Kind::File
+            && open_file(self.root.as_fd(), &entry.path)
+                .ok()
+                .and_then(|file| rustix::fs::fstat(&file).ok())
+                .is_some_and(|stat| stat_key(&stat) == *key);
+        if same {
+            index.put(*key, digest, self.started);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Receiving a client's directory by file sync: what looks unchanged since the last state is not asked for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use kiln_session::SyncTarget;
+use kiln_session::proto::fs::Stat;
+use kiln_session::stat::Kind as StatKind;
+use kiln_snapshot::{Entry, Kind};
+use kiln_store::Store;
+
+use super::assemble::{Contents, Last};
+
+/// Most contents kept open for writing at once; descriptors are scarce.
+const OPEN_FILES: usize = 256;
+
+/// A listing that arrives, with the contents that were asked for in temporary files.
+pub struct Received {
+    last: Option<Last>,
+    dir: PathBuf,
+    pub entries: Vec<Entry>,
+    /// The place of a path, for hard links.
+    places: HashMap<Vec<u8>, usize>,
+    pub links: HashMap<usize, usize>,
+    /// The transfer's number of the file at a place.
+    ids: HashMap<usize, u32>,
+    open: BTreeMap<u32, File>,
+    pub bytes: u64,
+}
+
+impl Received {
+    /// Returns an empty listing; contents go to a fresh directory of `store`.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn new(store: &Store, last: Option<Last>) -> io::Result<Self> {
+        let dir = store.temp_path();
+        std::fs::create_dir(&dir)?;
+        Ok(Self {
+            last,
+            dir,
+            entries: Vec::new(),
+            places: HashMap::new(),
+            links: HashMap::new(),
+            ids: HashMap::new(),
+            open: BTreeMap::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Returns the last state it was compared with.
+    pub fn last(&self) -> Option<&Last> {
+        self.last.as_ref()
+    }
+
+    fn path(&self, id: u32) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl SyncTarget for Received {
+    fn entry(&mut self, id: u32, stat: Stat) -> io::Result<bool> {
+        let place = self.entries.len();
+        let mut entry = entry(&stat);
+        self.places.insert(entry.path.clone(), place);
+        if stat.kind() == StatKind::HardLink {
+            match self.places.get(&stat.linkname) {
+                Some(&first) => {
+                    self.links.insert(place, first);
+                    let first = self.entries.get(first).cloned().unwrap_or_else(|| entry.clone());
+                    entry = Entry { path: entry.path, ..first };
+                    self.entries.push(entry);
+                    return Ok(false);
+                }
+                None => return Err(io::Error::other("a hard link to a file that was not sent")),
+            }
+        }
+        let mut wanted = entry.kind == Kind::File;
+        if wanted
+            && let Some(old) = self.last.as_ref().and_then(|last| last.get(&entry.path))
+            && old.same_object(&Entry { digest: old.digest, ..entry.clone() })
+        {
+            entry.digest = old.digest;
+            wanted = false;
+        }
+        if wanted {
+            self.ids.insert(place, id);
+        }
+        self.entries.push(entry);
+        Ok(wanted)
+    }
+
+    fn data(&mut self, id: u32, data: Bytes) -> io::Result<()> {
+        self.bytes += data.len() as u64;
+        if !self.open.contains_key(&id) {
+            if self.open.len() >= OPEN_FILES {
+                // Closed ones are opened again for appending.
+                self.open.pop_first();
+            }
+            let file = File::options().create(true).append(true).open(self.path(id))?;
+            self.open.insert(id, file);
+        }
+        match self.open.get_mut(&id) {
+            Some(file) => file.write_all(&data),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self, id: u32) -> io::Result<()> {
+        self.open.remove(&id);
+        let path = self.path(id);
+        if !path.exists() {
+            File::create(path)?;
+        }
+        Ok(())
+    }
+}
+
+impl Contents for Received {
+    fn open(&self, place: usize, _: &Entry) -> io::Result<Box<dyn Read>> {
+        let id = self.ids.get(&place).ok_or_else(|| io::Error::other("a file was not sent"))?;
+        Ok(Box::new(File::open(self.path(*id))?))
+    }
+
+    fn read(&self, _: usize, _: &Entry) {}
+}
+
+/// Returns what a stat says, owned by root as file sync has it.
+fn entry(stat: &Stat) -> Entry {
+    let kind = match stat.kind() {
+        StatKind::Dir => Kind::Dir,
+        StatKind::Symlink => Kind::Symlink,
+        StatKind::Fifo => Kind::Fifo,
+        StatKind::CharDevice => Kind::CharDevice,
+        StatKind::BlockDevice => Kind::BlockDevice,
+        _ => Kind::File,
+    };
+    let mut entry = Entry::new(stat.path.to_vec(), kind);
+    entry.mode = if kind == Kind::Symlink { 0o777 } else { stat.permissions() };
+    entry.mtime = stat.mtime();
+    entry.xattrs = stat.xattrs.iter().map(|(k, v)| (k.clone().into_bytes(), v.to_vec())).collect();
+    match kind {
+        Kind::File => entry.size = u64::try_from(stat.size).unwrap_or_default(),
+        Kind::Symlink => entry.target = stat.linkname.to_vec(),
+        Kind::CharDevice | Kind::BlockDevice => {
+            entry.rdev =
+                (u32::try_from(stat.devmajor).unwrap_or_default(), u32::try_from(stat.devminor).unwrap_or_default());
+        }
+        _ => {}
+    }
+    entry
+}

@@ -1,0 +1,7 @@
+//! Where graphs begin: images, local directories, files from the web.
+
+pub mod layout;
+pub mod local;
+pub mod lookup;
+pub mod registry;
+pub mod resolve;
