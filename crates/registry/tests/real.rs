@@ -36,7 +36,7 @@ async fn push_then_pull_with_a_real_registry() {
     let dir = tempfile::tempdir().unwrap();
     let host = free_address();
     let Some(mut process) = start(dir.path(), &host) else {
-        eprintln!("skip: no docker-registry binary");
+        support::skip("no docker-registry binary");
         return;
     };
     let _end = Defer::new(move || {
