@@ -16,7 +16,7 @@ const RETRY: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The running helper; it is started again when it is found dead.
-pub(super) struct Helper {
+pub(super) struct HelperProcess {
     program: PathBuf,
     process: Mutex<Running>,
 }
@@ -26,7 +26,7 @@ struct Running {
     child: Child,
 }
 
-impl Helper {
+impl HelperProcess {
     pub(super) fn start(program: PathBuf) -> Result<Self, ExecError> {
         let process = Mutex::new(Running::start(&program)?);
         Ok(Self { program, process })

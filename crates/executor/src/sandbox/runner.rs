@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::SandboxConfig;
 use super::follow::Follower;
-use super::helper::Helper;
+use super::helper::HelperProcess;
 use super::prepare::{self, Place};
 use crate::cgroup::{Groups, StepGroup};
 use crate::io::{pump_input, pump_output, pump_terminal};
@@ -26,7 +26,7 @@ const ACCEPT: Duration = Duration::from_secs(10);
 
 /// What both executors share.
 pub(crate) struct Runner {
-    helper: Helper,
+    helper: HelperProcess,
     groups: Arc<Groups>,
     networks: Networks,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Runner {
 impl Runner {
     pub(crate) fn new(config: &SandboxConfig) -> Result<Self, ExecError> {
         Ok(Self {
-            helper: Helper::start(config.helper.clone())?,
+            helper: HelperProcess::start(config.helper.clone())?,
             groups: Groups::new(&config.cgroup_parent),
             networks: config.networks.clone(),
         })
