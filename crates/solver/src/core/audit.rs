@@ -1,7 +1,10 @@
 //! Checks of the core's own consistency, for the simulator.
 
+use std::collections::BTreeMap;
+
 use super::Core;
-use super::graph::{Call, Exec, Level, Out, State, VertexId};
+use super::graph::{Call, Demander, Exec, Level, Out, State, VertexId};
+use crate::context::JobId;
 
 impl<R: Clone, O: Clone> Core<R, O> {
     /// Checks that every vertex that is wanted waits for something that will happen.
@@ -20,6 +23,10 @@ impl<R: Clone, O: Clone> Core<R, O> {
             if !node.wanted.is_empty() && node.failure.is_none() && !self.waits(vertex) {
                 return Err(format!("vertex {} is wanted and waits for nothing", vertex.0));
             }
+            let behind = self.count_wants(vertex);
+            if behind != node.wants || !node.wanted.iter().eq(node.wants.keys()) {
+                return Err(format!("vertex {} has lost count of who wants it", vertex.0));
+            }
             let met = |out: &Out<R>| out.target() == Level::None || !matches!(out.state, State::Open);
             if node.outputs.values().all(met) && node.inputs.iter().any(|input| input.ask > Level::None) {
                 return Err(format!("vertex {} has what is wanted of it and yet wants inputs", vertex.0));
@@ -31,6 +38,23 @@ impl<R: Clone, O: Clone> Core<R, O> {
             }
         }
         Ok(())
+    }
+
+    /// Counts anew which jobs are behind the demands on a vertex.
+    fn count_wants(&self, vertex: VertexId) -> BTreeMap<JobId, usize> {
+        let mut wants = BTreeMap::new();
+        let Some(node) = self.nodes.get(&vertex) else { return wants };
+        for who in node.outputs.values().flat_map(|out| out.demands.keys()) {
+            let jobs = match who {
+                Demander::Job(job, _) => vec![*job],
+                Demander::Vertex(user, _) => self.wanting(*user),
+            };
+            jobs.into_iter().for_each(|job| *wants.entry(job).or_insert(0) += 1);
+        }
+        for job in node.followers.iter().flat_map(|follower| self.wanting(*follower)) {
+            *wants.entry(job).or_insert(0) += 1;
+        }
+        wants
     }
 
     fn waits(&self, vertex: VertexId) -> bool {

@@ -1,78 +1,81 @@
 //! Who wants what: demands on outputs, and the jobs behind them.
 
-use std::collections::BTreeSet;
-
 use super::graph::{Call, Demander, Exec, Level, Out, OutputRef, Search, State, VertexId};
 use super::{Core, Effect};
 use crate::context::JobId;
+
+/// What happens to a vertex's demanders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Gains,
+    Loses,
+}
 
 impl<R: Clone, O: Clone> Core<R, O> {
     /// Sets what a demander wants of an output.
     pub(super) fn set_demand(&mut self, output: OutputRef, who: Demander, level: Level) {
         let Some(node) = self.nodes.get_mut(&output.vertex) else { return };
         let inputs = node.inputs.len();
-        if level == Level::None {
+        let change = if level == Level::None {
             let Some(out) = node.outputs.get_mut(&output.index) else { return };
             if out.demands.remove(&who).is_none() {
                 return;
             }
+            Some(Change::Loses)
         } else {
             let out = node.outputs.entry(output.index).or_insert_with(|| Out::new(inputs));
-            if out.demands.insert(who, level) == Some(level) {
-                return;
+            match out.demands.insert(who, level) {
+                Some(before) if before == level => return,
+                Some(_) => None,
+                None => Some(Change::Gains),
             }
-        }
+        };
         self.touch(output.vertex);
-        self.refresh_wanted(output.vertex);
+        if let Some(change) = change {
+            let jobs = match who {
+                Demander::Job(job, _) => vec![job],
+                Demander::Vertex(user, _) => self.wanting(user),
+            };
+            self.adjust_wanted(output.vertex, jobs, change);
+        }
     }
 
-    /// Recomputes the jobs that want a vertex, and then those of what it wants itself.
-    pub(super) fn refresh_wanted(&mut self, vertex: VertexId) {
-        let mut stack = vec![vertex];
-        while let Some(vertex) = stack.pop() {
-            let wanted = self.wanted_of(vertex);
+    /// Counts that a vertex gains or loses a demander that these jobs are behind, and passes on to what it wants itself
+    /// which jobs it is wanted by.
+    pub(super) fn adjust_wanted(&mut self, vertex: VertexId, jobs: Vec<JobId>, change: Change) {
+        let mut stack: Vec<(VertexId, JobId)> = jobs.into_iter().map(|job| (vertex, job)).collect();
+        while let Some((vertex, job)) = stack.pop() {
             let Some(node) = self.nodes.get_mut(&vertex) else { continue };
-            if node.wanted == wanted {
-                continue;
+            let count = node.wants.entry(job).or_insert(0);
+            match change {
+                Change::Gains => {
+                    *count += 1;
+                    if *count > 1 {
+                        continue;
+                    }
+                    node.wanted.insert(job);
+                }
+                Change::Loses => {
+                    *count = count.saturating_sub(1);
+                    if *count > 0 {
+                        continue;
+                    }
+                    node.wants.remove(&job);
+                    node.wanted.remove(&job);
+                    node.left += 1;
+                }
             }
-            let before = std::mem::replace(&mut node.wanted, wanted.clone());
-            node.left += before.difference(&wanted).count();
-            stack.extend(node.inputs.iter().filter(|input| input.ask > Level::None).map(|input| input.edge.vertex));
+            stack.extend(node.inputs.iter().filter(|i| i.ask > Level::None).map(|i| (i.edge.vertex, job)));
             if let Exec::Following(leader, _) = node.exec {
-                stack.push(leader);
+                stack.push((leader, job));
             }
-            let digest = node.digest;
-            self.effects.push(Effect::Wanted { vertex, digest, jobs: wanted.iter().copied().collect() });
-            for &job in before.difference(&wanted) {
-                self.report_left(vertex, job);
-            }
-            for &job in wanted.difference(&before) {
-                self.report_joined(vertex, job);
+            let (digest, jobs) = (node.digest, node.wanted.iter().copied().collect());
+            self.effects.push(Effect::Wanted { vertex, digest, jobs });
+            match change {
+                Change::Gains => self.report_joined(vertex, job),
+                Change::Loses => self.report_left(vertex, job),
             }
             self.touch(vertex);
-        }
-    }
-
-    fn wanted_of(&self, vertex: VertexId) -> BTreeSet<JobId> {
-        let mut wanted = BTreeSet::new();
-        let Some(node) = self.nodes.get(&vertex) else { return wanted };
-        for who in node.outputs.values().flat_map(|out| out.demands.keys()) {
-            match who {
-                Demander::Job(job, _) => {
-                    wanted.insert(*job);
-                }
-                Demander::Vertex(user, _) => self.add_wanted(&mut wanted, *user),
-            }
-        }
-        for follower in &node.followers {
-            self.add_wanted(&mut wanted, *follower);
-        }
-        wanted
-    }
-
-    fn add_wanted(&self, wanted: &mut BTreeSet<JobId>, vertex: VertexId) {
-        if let Some(node) = self.nodes.get(&vertex) {
-            wanted.extend(&node.wanted);
         }
     }
 

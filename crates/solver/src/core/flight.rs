@@ -5,6 +5,7 @@
 //! A follower's jobs count as wanting the vertex it follows.
 
 use super::Core;
+use super::demand::Change;
 use super::graph::{Exec, Freshness, Known, Made, Node, OutputRef, Prepared, VertexId};
 use crate::job::Origin;
 use crate::op::OpError;
@@ -97,7 +98,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
         }
         node.followers.insert(vertex);
         self.set_exec(vertex, Exec::Following(leader, prepared));
-        self.refresh_wanted(leader);
+        self.adjust_wanted(leader, self.wanting(vertex), Change::Gains);
         self.touch(leader);
         if let (true, Some(miss)) = (running, miss) {
             self.report_started(vertex, &miss);
@@ -106,8 +107,9 @@ impl<R: Clone, O: Clone> Core<R, O> {
 
     pub(super) fn unfollow(&mut self, vertex: VertexId, leader: VertexId) {
         if let Some(node) = self.nodes.get_mut(&leader) {
-            node.followers.remove(&vertex);
-            self.refresh_wanted(leader);
+            if node.followers.remove(&vertex) {
+                self.adjust_wanted(leader, self.wanting(vertex), Change::Loses);
+            }
             self.touch(leader);
         }
     }
@@ -125,7 +127,6 @@ impl<R: Clone, O: Clone> Core<R, O> {
             let made = Made { results: results.clone(), known: prepared.known, origin };
             self.finish_follower(follower, made);
         }
-        self.refresh_wanted(vertex);
     }
 
     fn finish_follower(&mut self, vertex: VertexId, made: Made<R>) {
@@ -143,7 +144,6 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 self.touch(follower);
             }
         }
-        self.refresh_wanted(vertex);
     }
 
     /// Fails followers with the vertex they follow: the same work would fail again.
@@ -153,12 +153,15 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 self.fail(follower, error.clone());
             }
         }
-        self.refresh_wanted(vertex);
     }
 
     fn take_followers(&mut self, vertex: VertexId) -> Vec<VertexId> {
         let followers = self.nodes.get_mut(&vertex).map(|node| std::mem::take(&mut node.followers));
-        followers.unwrap_or_default().into_iter().collect()
+        let followers: Vec<VertexId> = followers.unwrap_or_default().into_iter().collect();
+        for &follower in &followers {
+            self.adjust_wanted(vertex, self.wanting(follower), Change::Loses);
+        }
+        followers
     }
 }
 

@@ -104,6 +104,8 @@ pub(crate) struct Node<R, O> {
     pub jobs: BTreeMap<JobId, View<O>>,
     /// The jobs that want anything of it, directly, through other vertices, or through its followers.
     pub wanted: BTreeSet<JobId>,
+    /// How many of its demands and followers each of them is behind.
+    pub wants: BTreeMap<JobId, usize>,
     pub map: Call<Arc<CacheMap>>,
     pub inputs: Vec<Input>,
     pub outputs: BTreeMap<u32, Out<R>>,

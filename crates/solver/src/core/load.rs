@@ -74,6 +74,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
             bound: spec.bound,
             jobs: BTreeMap::new(),
             wanted: BTreeSet::new(),
+            wants: BTreeMap::new(),
             map: Call::Idle,
             inputs: Vec::new(),
             outputs: BTreeMap::new(),

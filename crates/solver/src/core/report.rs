@@ -35,7 +35,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
         self.jobs.get(&job)?.seen.get(&vertex).copied()
     }
 
-    fn wanting(&self, vertex: VertexId) -> Vec<JobId> {
+    /// Returns the jobs that want a vertex.
+    pub(super) fn wanting(&self, vertex: VertexId) -> Vec<JobId> {
         self.nodes.get(&vertex).map(|node| node.wanted.iter().copied().collect()).unwrap_or_default()
     }
 
