@@ -116,6 +116,8 @@ impl Fault {
     /// Adds `(did you mean …?)` when a candidate is near.
     pub fn did_you_mean<'a>(mut self, name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Self {
         if let Some(best) = suggest::nearest(name, candidates).filter(|best| *best != name) {
+            let lower = name.chars().any(char::is_alphabetic) && name == name.to_lowercase();
+            let best = if lower { best.to_lowercase() } else { best.to_owned() };
             self.message = format!("{} (did you mean {best}?)", self.message);
         }
         self

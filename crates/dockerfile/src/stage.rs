@@ -210,23 +210,21 @@ impl Graph {
             }
         }
         let Some(mut id) = left.iter().position(|&n| n > 0) else { return Ok(()) };
+        let stuck = |id: NodeId| self.needs(id).find(|&n| left[n] > 0).unwrap_or(id);
         // Every stuck node needs a stuck node: following that long enough ends inside a cycle.
         for _ in 0..self.nodes.len() {
-            id = self.needs(id).find(|&n| left[n] > 0).unwrap_or(id);
+            id = stuck(id);
         }
-        let message = format!("circular dependency detected on stage: {}", self.nodes[id].display);
-        let mut error = Diagnostic::error(message);
-        let start = id;
-        loop {
-            let next = self.needs(id).find(|&n| left[n] > 0).unwrap_or(start);
-            for command in &self.nodes[id].commands {
-                if command.sources.contains(&Some(next)) {
-                    error = error.at(command.instruction.lines);
-                }
-            }
-            id = next;
-            if id == start {
-                break;
+        let mut cycle = vec![id];
+        while stuck(cycle[cycle.len() - 1]) != id {
+            cycle.push(stuck(cycle[cycle.len() - 1]));
+        }
+        let first = cycle.iter().copied().min().unwrap_or(id);
+        let mut error =
+            Diagnostic::error(format!("circular dependency detected on stage: {}", self.nodes[first].display));
+        for &id in &cycle {
+            for command in self.nodes[id].commands.iter().filter(|c| c.sources.contains(&Some(stuck(id)))) {
+                error = error.at(command.instruction.lines);
             }
         }
         error.spans.sort();
