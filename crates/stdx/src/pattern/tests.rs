@@ -1,3 +1,5 @@
+//! Tests of patterns: tables, and comparison with plain definitions on generated input.
+
 use std::collections::BTreeMap;
 use std::io;
 

@@ -1,3 +1,5 @@
+//! Tests of content digests, against values that BuildKit computes.
+
 use std::time::Duration;
 
 use kiln_snapshot::Kind;

@@ -1,3 +1,5 @@
+//! Tests of the image store and its repair.
+
 use std::time::Duration;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the metadata tables under damage.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,3 +1,5 @@
+//! Tests of cache mounts.
+
 use std::time::Duration;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of pruning and its policies.
+
 use super::*;
 use crate::testing::{fixture, one_file};
 use crate::{Lease, MountOwner, Sharing};
