@@ -13,7 +13,7 @@ impl Lowering<'_> {
     pub(super) fn expose(&mut self, stage: &mut Stage, instruction: &Instruction, ports: &[String]) -> Outcome<()> {
         let mut words = Vec::new();
         for port in ports {
-            words.extend(self.expand_with(self.lexer(), stage, instruction, port)?.words);
+            words.extend(self.lexer().expand(port, &stage.env).map_err(Fault::new)?.words);
         }
         let mut shown = Vec::new();
         for word in &words {

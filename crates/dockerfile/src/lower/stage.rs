@@ -134,7 +134,12 @@ impl Lowering<'_> {
         let plan = self.plan;
         let node = &plan.graph.nodes[id];
         let mut stage = match node.parent {
-            None => self.base_stage(id)?,
+            None => {
+                let mut stage = self.base_stage(id)?;
+                // The base's triggers are among the commands now.
+                stage.image.config.on_build.clear();
+                stage
+            }
             Some(parent) => match &self.stages[parent] {
                 Some(done) => done.continued(id),
                 None => return Err(Fault::new(format!("stage {} is not lowered", node.base_name))),
