@@ -63,9 +63,7 @@ pub type Outgoing<F> = futures::stream::Map<ReceiverStream<Bytes>, fn(Bytes) -> 
 
 impl Tunnel {
     /// Makes a tunnel that reads `incoming`, and the stream of messages it sends.
-    pub fn new<F: BytesFrame>(
-        incoming: impl Stream<Item = Result<F, Status>> + Send + 'static,
-    ) -> (Self, Outgoing<F>) {
+    pub fn new<F: BytesFrame>(incoming: impl Stream<Item = Result<F, Status>> + Send + 'static) -> (Self, Outgoing<F>) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let outgoing: Outgoing<F> = ReceiverStream::new(receiver).map(F::from_data as fn(Bytes) -> F);
         let ended = CancellationToken::new();

@@ -47,12 +47,11 @@ impl KeyRing {
     /// Signs `data` with the key whose public half is `blob`; none when it is not here or cannot.
     pub(super) fn sign(&self, blob: &[u8], data: &[u8], flags: u32) -> Option<Vec<u8>> {
         let entry = self.keys.iter().find(|e| e.blob == blob)?;
-        let signature: Signature = match entry.key.key_data() {
-            // The library signs with SHA-512 alone, which every server that takes SHA-2 takes. SHA-1 is never used.
-            KeypairData::Rsa(pair) if flags & RSA_SHA2_512 != 0 => pair.try_sign(data).ok()?,
-            KeypairData::Rsa(_) => return None,
-            _ => entry.key.try_sign(data).ok()?,
-        };
+        // Of RSA only with SHA-512, which every maintained server takes; SHA-1 is what is left without flags.
+        if matches!(entry.key.key_data(), KeypairData::Rsa(_)) && flags & RSA_SHA2_512 == 0 {
+            return None;
+        }
+        let signature: Signature = entry.key.try_sign(data).ok()?;
         signature.try_into().ok()
     }
 }

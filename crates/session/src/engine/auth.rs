@@ -98,11 +98,8 @@ impl Session {
         let answer = async {
             self.need("/moby.filesync.v1.Auth/VerifyTokenAuthority")?;
             let mut client = AuthClient::new(self.channel());
-            let request = VerifyTokenAuthorityRequest {
-                host: host.to_owned(),
-                payload: payload.to_vec(),
-                salt: salt.to_vec(),
-            };
+            let request =
+                VerifyTokenAuthorityRequest { host: host.to_owned(), payload: payload.to_vec(), salt: salt.to_vec() };
             self.call("verifying a token authority", client.verify_token_authority(request)).await
         };
         match answer.await {

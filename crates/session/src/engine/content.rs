@@ -163,8 +163,7 @@ impl ContentStore {
             Err(SessionError::Rejected(s)) if s.code() == Code::AlreadyExists => return Ok(None),
             other => other?,
         };
-        let mut writer =
-            ContentWriter { session: self.session.clone(), requests, answers, template: first, offset: 0 };
+        let mut writer = ContentWriter { session: self.session.clone(), requests, answers, template: first, offset: 0 };
         match writer.answer().await {
             Err(SessionError::Rejected(s)) if s.code() == Code::AlreadyExists => Ok(None),
             Ok(answer) if answer.offset > 0 => Err(SessionError::Protocol(
@@ -202,8 +201,7 @@ impl ContentWriter {
 
     async fn step(&mut self, action: WriteAction, data: Bytes) -> Result<WriteContentResponse, SessionError> {
         let len = i64::try_from(data.len()).unwrap_or(0);
-        let message =
-            WriteContentRequest { action: action.into(), offset: self.offset, data, ..self.template.clone() };
+        let message = WriteContentRequest { action: action.into(), offset: self.offset, data, ..self.template.clone() };
         // A closed channel shows in the answer.
         let _ = self.requests.send(message).await;
         let answer = self.answer().await?;

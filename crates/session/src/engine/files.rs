@@ -28,7 +28,7 @@ use crate::proto::filesync::file_sync_client::FileSyncClient;
 use crate::proto::fs::Packet;
 use crate::proto::upload;
 use crate::proto::upload::upload_client::UploadClient;
-use crate::transfer::{self, SyncTarget, TransferOptions, TreeSource};
+use crate::transfer::{self, Ending, SyncTarget, TransferOptions, TreeSource};
 
 const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 const FILE_SEND: &str = "/moby.filesync.v1.FileSend/DiffCopy";
@@ -90,8 +90,7 @@ impl Session {
         let (outgoing, stream) = mpsc::channel(QUEUE);
         let mut call = Request::new(ReceiverStream::new(stream));
         request.metadata(call.metadata_mut());
-        let mut client =
-            FileSyncClient::new(self.channel()).max_decoding_message_size(limits::GRPC_MESSAGE);
+        let mut client = FileSyncClient::new(self.channel()).max_decoding_message_size(limits::GRPC_MESSAGE);
         // The answer's headers may come as late as its first message.
         let incoming = futures::stream::once(async move { client.diff_copy(call).await.map(|r| r.into_inner()) });
         let transfer = transfer::receive(incoming.try_flatten(), outgoing, target, options);
@@ -172,7 +171,7 @@ impl Session {
         let incoming = futures::stream::once(async move { client.diff_copy(call).await.map(|r| r.into_inner()) })
             .try_flatten()
             .map(|m| m.and_then(decode_packet));
-        let transfer = transfer::send(incoming, outgoing, source, options);
+        let transfer = transfer::send(incoming, outgoing, source, Ending::Closed, options);
         let done = tokio::select! {
             () = self.closed() => Err(self.gone()),
             done = transfer => done.map_err(|e| self.explained(e)),

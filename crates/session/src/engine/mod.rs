@@ -9,6 +9,7 @@ mod ssh;
 
 pub use auth::Credentials;
 pub use content::{ContentInfo, ContentStore, ContentWriter};
+pub(crate) use files::decode_packet;
 pub use files::{BlockingFileSender, FileSender, SendOutcome, SyncRequest};
 pub use registry::{SessionHeaders, SessionRegistry};
 pub use session::Session;

@@ -208,10 +208,9 @@ impl Session {
         let mut client = SecretsClient::new(self.channel.clone()).max_decoding_message_size(limits::GRPC_MESSAGE);
         let request = GetSecretRequest { id: id.to_owned(), annotations: BTreeMap::new() };
         match self.call("reading a secret", client.get_secret(request)).await {
-            Ok(answer) if answer.data.len() > limits::SECRET => Err(SessionError::Input(format!(
-                "secret {id} is larger than {} KB",
-                limits::SECRET / 1024
-            ))),
+            Ok(answer) if answer.data.len() > limits::SECRET => {
+                Err(SessionError::Input(format!("secret {id} is larger than {} KB", limits::SECRET / 1024)))
+            }
             Ok(answer) => Ok(Some(Secret::new(answer.data))),
             Err(SessionError::Rejected(s)) if matches!(s.code(), Code::NotFound | Code::Unimplemented) => Ok(None),
             Err(error) => Err(error),

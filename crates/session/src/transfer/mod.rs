@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 pub use receive::{SyncTarget, receive};
-pub use send::{TreeSource, send};
+pub use send::{Ending, TreeSource, send};
 
 /// Longest silence of the peer; it may walk a large cold tree before it says anything.
 const IDLE: Duration = Duration::from_secs(600);

@@ -45,6 +45,14 @@ pub trait SyncTarget: Send + 'static {
     fn listed(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    /// Learns that everything is there. The sender is told of success only after this.
+    ///
+    /// # Errors
+    /// Ends the transfer.
+    fn complete(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 enum Event {
@@ -91,11 +99,7 @@ pub async fn receive<T: SyncTarget>(
         let _ = events.send(event).await;
     };
     drop(events);
-    let error = Packet {
-        r#type: PacketType::PacketErr.into(),
-        data: failure.to_string().into(),
-        ..Packet::default()
-    };
+    let error = Packet { r#type: PacketType::PacketErr.into(), data: failure.to_string().into(), ..Packet::default() };
     // The peer may be gone; it is told if it listens.
     let _ = outgoing.try_send(error);
     Err(failure)
@@ -197,6 +201,7 @@ impl<T: SyncTarget> Worker<T> {
             self.step(event)?;
             self.ask()?;
         }
+        self.target.complete().map_err(|e| SessionError::io("keeping the received files", e))?;
         Ok(self.target)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -58,6 +59,15 @@ struct Shared<S> {
 
 type Requests = Arc<Mutex<mpsc::UnboundedReceiver<(u32, Vec<u8>)>>>;
 
+/// When a transfer is over for the sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// When both sides have said that it is: a server must, since the caller waits for it.
+    Confirmed,
+    /// When the peer has ended its stream as well, which tells whether it could keep what it got: for a caller.
+    Closed,
+}
+
 /// Sends a tree and whatever contents the receiver asks for. Returns when the receiver has all it wants.
 ///
 /// # Errors
@@ -66,8 +76,10 @@ pub async fn send<S: TreeSource>(
     incoming: impl Stream<Item = Result<Packet, Status>> + Send,
     outgoing: mpsc::Sender<Packet>,
     source: S,
+    ending: Ending,
     options: &TransferOptions,
 ) -> Result<(), SessionError> {
+    let mut incoming = std::pin::pin!(incoming);
     let shared = Arc::new(Shared {
         source,
         outgoing,
@@ -86,25 +98,40 @@ pub async fn send<S: TreeSource>(
         let (shared, queue) = (shared.clone(), queue.clone());
         threads.spawn_blocking(move || shared.serve(&queue));
     }
-    let result = converse(incoming, &shared, requests, &mut threads).await;
+    let result = converse(incoming.as_mut(), &shared, requests, &mut threads).await;
     if let Err(error) = &result {
         let packet =
             Packet { r#type: PacketType::PacketErr.into(), data: error.to_string().into(), ..Packet::default() };
         // The receiver may be gone; it is told if it listens.
         let _ = shared.outgoing.try_send(packet);
     }
-    // Threads still at work find the channel closed; nobody waits for them.
-    threads.detach_all();
-    result
+    if result.is_err() || ending == Ending::Confirmed {
+        // Threads still at work find the channel closed; nobody waits for them.
+        threads.detach_all();
+        return result;
+    }
+    while threads.join_next().await.is_some() {}
+    // The last sender: the peer sees the end of our stream.
+    drop(shared);
+    loop {
+        let packet = tokio::select! {
+            () = options.cancel.cancelled() => return Err(SessionError::Canceled { what: "sending files" }),
+            packet = tokio::time::timeout(options.idle, incoming.next()) => packet,
+        };
+        match packet {
+            Err(_) => return Err(SessionError::Deadline { what: "sending files", after: options.idle }),
+            Ok(None) => return Ok(()),
+            Ok(Some(packet)) => drop(packet?),
+        }
+    }
 }
 
 async fn converse<S: TreeSource>(
-    incoming: impl Stream<Item = Result<Packet, Status>> + Send,
+    mut incoming: Pin<&mut (impl Stream<Item = Result<Packet, Status>> + Send)>,
     shared: &Arc<Shared<S>>,
     requests: mpsc::UnboundedSender<(u32, Vec<u8>)>,
     threads: &mut tokio::task::JoinSet<Result<(), SessionError>>,
 ) -> Result<(), SessionError> {
-    let mut incoming = std::pin::pin!(incoming);
     let options = &shared.options;
     let mut seen = 0;
     loop {
@@ -181,15 +208,13 @@ impl<S: TreeSource> Shared<S> {
         loop {
             let next = queue.lock().blocking_recv();
             let Some((id, path)) = next else { return Ok(()) };
-            self.send_content(id, &path, &mut buffer).map_err(|e| {
-                SessionError::io(format!("sending {}", String::from_utf8_lossy(&path)), e)
-            })?;
+            self.send_content(id, &path, &mut buffer)
+                .map_err(|e| SessionError::io(format!("sending {}", String::from_utf8_lossy(&path)), e))?;
         }
     }
 
     fn send_content(&self, id: u32, path: &[u8], buffer: &mut [u8]) -> io::Result<()> {
-        let data =
-            |data| Packet { r#type: PacketType::PacketData.into(), id, data, ..Packet::default() };
+        let data = |data| Packet { r#type: PacketType::PacketData.into(), id, data, ..Packet::default() };
         if let Ok(mut file) = self.source.open(path) {
             loop {
                 match file.read(buffer) {
