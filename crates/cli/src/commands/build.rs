@@ -4,7 +4,7 @@
 //! behind (image id, metadata, index entries) is written after it has succeeded.
 
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_session::progress::WarningProgress;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +27,8 @@ use crate::progress::{Mode, ProgressEnv};
 
 /// How long the display may take to draw its end.
 const DISPLAY_END: Duration = Duration::from_secs(5);
+/// Signals this close together are one: wrappers like `timeout` signal the process and its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(250);
 
 /// Builds.
 pub fn run(flags: BuildFlags, global: &Global, env: Env) -> Result<(), CliError> {
@@ -137,15 +139,22 @@ fn cancel_on_signals() -> Result<CancellationToken, CliError> {
     let token = CancellationToken::new();
     let cancel = token.clone();
     tokio::spawn(async move {
-        for _ in 0..2 {
+        let mut first: Option<Instant> = None;
+        loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if cancel.is_cancelled() {
-                // The cursor may be hidden in the middle of a frame.
-                say(if std::io::stderr().is_terminal() { "\x1b[?25h" } else { "" });
-                std::process::exit(i32::from(EXIT_CANCELED));
+            match first {
+                None => first = Some(Instant::now()),
+                Some(at) if at.elapsed() < SAME_SIGNAL => continue,
+                Some(_) => {
+                    if std::io::stderr().is_terminal() {
+                        // A frame may have hidden the cursor.
+                        say("\x1b[?25h");
+                    }
+                    std::process::exit(i32::from(EXIT_CANCELED));
+                }
             }
             cancel.cancel();
         }
