@@ -33,7 +33,7 @@ pub struct Archive {
 #[derive(Clone)]
 enum File {
     Document(Vec<u8>),
-    Content(Content),
+    Content(Box<Content>),
 }
 
 /// An entry of Docker's `manifest.json`.
@@ -55,7 +55,7 @@ impl Archive {
     pub(crate) fn new(context: &ExportContext, image: &BuiltImage, docker: bool) -> Result<Self> {
         let mut files = BTreeMap::new();
         for content in image.contents() {
-            files.insert(blob_path(&content.descriptor), File::Content(content.clone()));
+            files.insert(blob_path(&content.descriptor), File::Content(Box::new(content.clone())));
         }
         files.insert("oci-layout".to_owned(), File::Document(LAYOUT.to_vec()));
         files.insert("index.json".to_owned(), File::Document(index(image)?));
@@ -153,9 +153,7 @@ impl File {
                 moved(bytes.len() as u64);
                 Ok(())
             }
-            Self::Content(content) => content.copy_to(&*context.remote, out, &mut |n| {
-                moved(n);
-            }),
+            Self::Content(content) => content.copy_to(&*context.remote, out, moved),
         }
     }
 }

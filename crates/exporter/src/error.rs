@@ -37,7 +37,7 @@ pub enum ExportError {
     Fetch { layer: String, why: String, class: ErrorClass },
     /// The push failed.
     #[error("failed to push {name}: {source}")]
-    Push { name: String, source: kiln_registry::RegistryError },
+    Push { name: String, source: Box<kiln_registry::RegistryError> },
     /// The client could not be reached, refused the output or failed with it.
     #[error(transparent)]
     Session(kiln_session::SessionError),

@@ -35,6 +35,8 @@ pub async fn push_image(
     credentials: &Credentials,
 ) -> Result<()> {
     for name in &image.names {
+        let lenient = options.insecure.then(|| registry.allowing_insecure(name.host()));
+        let registry = lenient.as_ref().unwrap_or(registry);
         let push = Push { context, name, repository: Repository::from(name), registry, credentials };
         push.blobs(&image.blobs).await?;
         push.manifests(&image.manifests, image.descriptor.digest, options.push_by_digest).await?;
@@ -125,7 +127,7 @@ impl Push<'_> {
     }
 
     fn failed(&self, source: RegistryError) -> ExportError {
-        ExportError::Push { name: self.name.to_string(), source }
+        ExportError::Push { name: self.name.to_string(), source: Box::new(source) }
     }
 }
 

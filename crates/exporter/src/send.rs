@@ -39,18 +39,16 @@ impl FileEntry {
             (None, _) => Vec::new(),
         };
         let nanos = i128::from(stat.mtime.0) * 1_000_000_000 + i128::from(stat.mtime.1);
-        let xattrs = stat
-            .xattrs
-            .iter()
-            .filter_map(|(key, value)| Some((String::from_utf8(key.clone()).ok()?, value.clone().into())));
+        let xattrs =
+            stat.xattrs.iter().filter_map(|(key, value)| Some((String::from_utf8(key.clone()).ok()?, value.clone())));
         Stat {
-            path: stat.path.clone().into(),
+            path: stat.path.clone(),
             mode: kind | (to_go_mode(stat.mode) & !go::TYPE),
             uid: stat.uid,
             gid: stat.gid,
             size: if self.is_content() { i64::try_from(stat.size).unwrap_or(i64::MAX) } else { 0 },
             mod_time: i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX }),
-            linkname: linkname.into(),
+            linkname,
             devmajor: i64::from(stat.rdev.0),
             devminor: i64::from(stat.rdev.1),
             xattrs: xattrs.collect(),

@@ -41,4 +41,16 @@ impl Registry {
     pub fn new(config: RegistryConfig) -> Self {
         Self { inner: Arc::new(transport::Transport::new(config)) }
     }
+
+    /// Returns a client that also accepts `host` without a valid certificate or without TLS (`registry.insecure`).
+    ///
+    /// It has connections and tokens of its own, so that the leniency reaches nobody else.
+    #[must_use]
+    pub fn allowing_insecure(&self, host: &str) -> Self {
+        let mut config = (*self.inner.config).clone();
+        let settings = config.hosts.entry(host.to_owned()).or_default();
+        settings.insecure = true;
+        settings.http = Some(true);
+        Self::new(config)
+    }
 }

@@ -241,7 +241,7 @@ async fn mirrors_are_asked_first_and_left_when_they_fail() {
     assert_eq!(registry.resolve(&origin.reference("me/app:1"), &anonymous()).await.unwrap(), want);
     assert_eq!(read(&registry, &origin, &blob).await.unwrap(), bytes);
     assert_eq!(liar.lines()[0], "HEAD /v2/cache/me/app/manifests/1");
-    assert_eq!(empty.log()[0].query["ns"], [origin.host.clone()]);
+    assert_eq!(empty.log()[0].query["ns"], std::slice::from_ref(&origin.host));
     empty.add_blob(&bytes);
     let before = origin.lines().len();
     assert_eq!(read(&registry, &origin, &blob).await.unwrap(), bytes);
@@ -255,4 +255,19 @@ async fn foreign_layers_come_from_their_own_address() {
     let mut blob = elsewhere.add_blob(&bytes);
     blob.urls = vec![format!("http://{}/v2/x/blobs/{}", elsewhere.host, blob.digest)];
     assert_eq!(read(&client().0, &fake, &blob).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn an_insecure_host_falls_back_to_plain_http() {
+    let fake = Fake::new().await;
+    let want = fake.add_manifest("a", "1", MANIFEST);
+    let secure = HostConfig { http: Some(false), ..HostConfig::default() };
+    let mut config = RegistryConfig::default();
+    config.hosts.insert(fake.host.clone(), secure);
+    let (registry, _) = client_with(config);
+    let reference = fake.reference("a:1");
+    let error = registry.resolve(&reference, &anonymous()).await.unwrap_err();
+    assert!(error.hint().is_some() && fake.lines().is_empty(), "{error}");
+    let lenient = registry.allowing_insecure(&fake.host);
+    assert_eq!(lenient.resolve(&reference, &anonymous()).await.unwrap(), want);
 }

@@ -22,7 +22,7 @@ pub enum CacheForm {
 #[derive(Debug, Clone, PartialEq)]
 pub enum CacheManifest {
     /// A cache config and the blobs that it names.
-    Config { config: Descriptor, blobs: BTreeMap<Digest, Descriptor> },
+    Config { config: Box<Descriptor>, blobs: BTreeMap<Digest, Descriptor> },
     /// An image that may hold an inline cache.
     Image(Box<Manifest>),
     /// Manifests of images that may.
@@ -68,7 +68,7 @@ pub fn read_manifest(bytes: &[u8]) -> Result<CacheManifest, JsonError> {
     let by_digest = |blobs: Vec<Descriptor>| blobs.into_iter().map(|b| (b.digest, b)).collect();
     if let Ok(manifest) = Manifest::from_json(bytes) {
         return Ok(match manifest.config.media_type == media::CACHE_CONFIG {
-            true => CacheManifest::Config { config: manifest.config, blobs: by_digest(manifest.layers) },
+            true => CacheManifest::Config { config: Box::new(manifest.config), blobs: by_digest(manifest.layers) },
             false => CacheManifest::Image(Box::new(manifest)),
         });
     }
@@ -76,7 +76,7 @@ pub fn read_manifest(bytes: &[u8]) -> Result<CacheManifest, JsonError> {
     let (mut configs, others): (Vec<_>, Vec<_>) =
         index.manifests.into_iter().partition(|m| m.media_type == media::CACHE_CONFIG);
     Ok(match configs.pop() {
-        Some(config) => CacheManifest::Config { config, blobs: by_digest(others) },
+        Some(config) => CacheManifest::Config { config: Box::new(config), blobs: by_digest(others) },
         None => CacheManifest::Images(others.into_iter().filter(|m| media::is_manifest(&m.media_type)).collect()),
     })
 }

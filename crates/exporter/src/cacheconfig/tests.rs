@@ -201,7 +201,7 @@ fn manifests_of_all_forms_are_read_back() {
         let (descriptor, bytes) = write_manifest(form, config.clone(), &[blob("a"), blob("b")]).unwrap();
         assert_eq!((descriptor.media_type.as_str(), descriptor.size), (media_type, bytes.len() as u64));
         let CacheManifest::Config { config: got, blobs } = read_manifest(&bytes).unwrap() else { panic!("{form:?}") };
-        assert_eq!((got, blobs.len()), (config.clone(), 2));
+        assert_eq!((*got, blobs.len()), (config.clone(), 2));
         assert!(blobs[&blob("a").digest].annotations.contains_key(UNCOMPRESSED));
     }
     let image = Manifest::new(media::OCI_MANIFEST, Descriptor::of(media::OCI_CONFIG, b"{}"), vec![blob("a")]);

@@ -8,7 +8,7 @@ use kiln_oci::Platform;
 use super::*;
 use crate::attest::Attestation;
 use crate::options::Options;
-use crate::testing::{Fixture, NOW, map};
+use crate::testing::{Fixture, map};
 
 fn image(fixture: &Fixture, source: &ExportSource, attributes: &[(&str, &str)]) -> Result<BuiltImage> {
     let options = Options::parse(ExporterKind::Oci, &map(attributes)).unwrap();
@@ -132,7 +132,6 @@ fn the_epoch_cuts_times_and_spares_the_base() {
 
     let own = image(&fixture, &source, &[("source-date-epoch", "")]).unwrap();
     assert_eq!(config(&own).history[1].created.as_deref(), Some("2023-11-14T22:13:20Z"));
-    assert!(NOW > 1000);
 }
 
 #[test]
