@@ -48,7 +48,7 @@ fn each_error_is_one_line_and_a_hint() {
         (
             vec!["build", ctx],
             format!(
-                "ERROR: failed to read dockerfile: open {ctx}/Dockerfile: no such file or directory\nhint: did you mean `Dockerfle`? Name it with -f Dockerfle\n"
+                "ERROR: failed to read dockerfile: open Dockerfile: no such file or directory\nhint: did you mean `Dockerfle`? Name it with -f {ctx}/Dockerfle\n"
             ),
         ),
         (
@@ -84,12 +84,9 @@ fn a_destination_that_cannot_be_written() {
     let ctx = ctx.to_str().expect("path");
     let said = refused(&env, &["build", "-o", "type=oci,dest=ctx/Dockerfile/x.tar", ctx]);
     assert_eq!(said, "ERROR: invalid destination file: ctx/Dockerfile/x.tar: not a directory\n");
-    if !std::path::Path::new("/proc/sys").is_dir() {
-        kiln_testkit::skip!("no /proc");
-    }
     // Root may do nearly everything, but nobody can make files there.
-    let done = env.kiln(["build", "-o", "/proc/sys/out", ctx]).finish();
-    assert_eq!(done.code, Some(1));
+    let said = refused(&env, &["build", "-o", "/proc/sys/out", ctx]);
+    assert!(said.starts_with("ERROR: cannot write /proc/sys/out: "), "{said}");
 }
 
 #[test]

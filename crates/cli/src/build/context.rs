@@ -149,8 +149,9 @@ fn from_directory(
         None => (path, "Dockerfile".to_owned()),
         Some(file) => split_file(&env.cwd().join(file), file)?,
     };
-    let shown = file.map_or_else(|| Path::new(shown).join("Dockerfile").display().to_string(), str::to_owned);
-    let name = existing(&dir, &name, file.is_none(), &shown)?;
+    let given = shown;
+    let shown = file.map_or_else(|| name.clone(), str::to_owned);
+    let name = existing(&dir, &name, file.is_none(), &shown, given)?;
     let (dir, name) = resolve_link(dir, name);
     inputs.dockerfile = if file.is_none() { name.clone() } else { shown };
     inputs.dirs.insert("dockerfile".to_owned(), dir);
@@ -166,8 +167,9 @@ fn split_file(path: &Path, shown: &str) -> Result<(PathBuf, String), CliError> {
     }
 }
 
-/// Checks that the Dockerfile is there; the default name may also be written in lower case.
-fn existing(dir: &Path, name: &str, default: bool, shown: &str) -> Result<String, CliError> {
+/// Checks that the Dockerfile is there; the default name may also be written in lower case. `given` is the context as the
+/// user wrote it.
+fn existing(dir: &Path, name: &str, default: bool, shown: &str, given: &str) -> Result<String, CliError> {
     let failed = |why: &str| CliError::user(format!("failed to read dockerfile: open {shown}: {why}"));
     match fs::metadata(dir.join(name)) {
         Ok(meta) if meta.is_dir() => Err(failed("is a directory")),
@@ -181,7 +183,11 @@ fn existing(dir: &Path, name: &str, default: bool, shown: &str) -> Result<String
             }
             let error = failed("no such file or directory");
             Err(match similar(dir, name) {
-                Some(near) if default => error.hint(format!("did you mean `{near}`? Name it with -f {near}")),
+                Some(near) if default => {
+                    let path =
+                        if given == "." { near.clone() } else { Path::new(given).join(&near).display().to_string() };
+                    error.hint(format!("did you mean `{near}`? Name it with -f {path}"))
+                }
                 Some(near) => error.hint(format!("did you mean `{near}`?")),
                 None if default => error.hint("name the Dockerfile with -f FILE"),
                 None => error,

@@ -187,9 +187,19 @@ fn new_entry(path: &Path, shown: &str) -> Result<(), CliError> {
     Err(CliError::user(format!("cannot write {shown}: no such file or directory")))
 }
 
+/// Checks that the user may write to what exists. In a directory a file is made for a moment: permission bits say nothing
+/// about root, read-only mounts, and file systems like /proc.
 fn writable(path: &Path, shown: &str) -> Result<(), CliError> {
-    rustix::fs::access(path, rustix::fs::Access::WRITE_OK)
-        .map_err(|e| CliError::environment(format!("cannot write {shown}: {}", io_text(&e.into()))))
+    let tried = if path.is_dir() {
+        tempfile::Builder::new().prefix(".kiln-probe-").tempfile_in(path).and_then(|probe| probe.close())
+    } else {
+        rustix::fs::access(path, rustix::fs::Access::WRITE_OK).map_err(Into::into)
+    };
+    // The error of a temporary file names it, which would only confuse.
+    tried.map_err(|e| {
+        let plain = e.raw_os_error().map_or(e, std::io::Error::from_raw_os_error);
+        CliError::environment(format!("cannot write {shown}: {}", io_text(&plain)))
+    })
 }
 
 #[cfg(test)]

@@ -77,13 +77,13 @@ fn what_is_missing_is_told() {
         (
             ".",
             None,
-            "failed to read dockerfile: open ./Dockerfile: no such file or directory",
+            "failed to read dockerfile: open Dockerfile: no such file or directory",
             Some("did you mean `Dockerfle`? Name it with -f Dockerfle"),
         ),
         (
             "app",
             None,
-            "failed to read dockerfile: open app/Dockerfile: no such file or directory",
+            "failed to read dockerfile: open Dockerfile: no such file or directory",
             Some("name the Dockerfile with -f FILE"),
         ),
         (
