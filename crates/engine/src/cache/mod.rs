@@ -1,0 +1,202 @@
+//! Remote caches: importing before a build, exporting after it. A cache that cannot be read is a warning.
+
+pub mod collect;
+pub mod keys;
+pub mod local;
+pub mod options;
+pub mod stack;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use kiln_exporter::cacheconfig::{self, CacheManifest, ParsedCache};
+use kiln_exporter::{ExportContext, ExportProgress, NoRemoteLayers};
+use kiln_stdx::{Digest, ErrorClass, StableHasher};
+use parking_lot::Mutex;
+
+use crate::bridge::{Bridge, FrontendResult};
+use crate::build::BuildContext;
+use crate::error::EngineError;
+use crate::request::CacheSpec;
+use crate::source::resolve::ImageOrigin;
+use options::ExportSpec;
+
+/// Adds a remote cache to the build's lookups.
+///
+/// # Errors
+/// A kind of cache that this engine does not know.
+pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError> {
+    if !matches!(spec.kind.as_str(), "inline" | "registry" | "local") {
+        return Err(EngineError::user(format!("unknown cache importer: {}", spec.kind)));
+    }
+    let build = bridge.build();
+    let vertex = build.start(&format!("importing cache manifest from {}", name(spec)));
+    match read(bridge, spec).await {
+        Ok(0) => {}
+        Ok(dropped) => {
+            build.warn(vertex.digest(), &format!("the cache is damaged: {dropped} parts of it are left out"))
+        }
+        Err(error) if error.class() == ErrorClass::Canceled => return Err(error),
+        Err(error) => build.warn(vertex.digest(), &format!("the cache is left out: {error}")),
+    }
+    vertex.end(None);
+    Ok(())
+}
+
+/// Reads a cache into the build's lookups and returns how many parts of it were no good.
+async fn read(bridge: &Bridge, spec: &CacheSpec) -> Result<usize, EngineError> {
+    if spec.kind != "local" {
+        return Err(EngineError::user(format!("caches of type {} cannot be imported by this engine", spec.kind)));
+    }
+    let origin = local::LocalCache::open(bridge, spec).await?;
+    let cache = parse(origin.as_ref()).await?;
+    let loader = stack::CachedStacks::new(bridge.parts().clone(), origin);
+    bridge.job().import(Arc::new(keys::ImportedKeys::new(&cache, Box::new(loader)))).await;
+    Ok(cache.dropped)
+}
+
+async fn parse(origin: &dyn ImageOrigin) -> Result<ParsedCache, EngineError> {
+    let manifest = origin.document(&origin.root().await?).await?;
+    let CacheManifest::Config { config, blobs } = cacheconfig::read_manifest(&manifest)? else {
+        return Err(EngineError::user(format!("{} holds an image, not a cache", origin.name())));
+    };
+    Ok(cacheconfig::parse(&origin.document(&config).await?, &blobs)?)
+}
+
+/// Returns what an import is called: a name in a registry, or the kind and a number made of its attributes.
+fn name(spec: &CacheSpec) -> String {
+    if let ("registry", Some(reference)) = (spec.kind.as_str(), spec.attrs.get("ref")) {
+        return reference.clone();
+    }
+    let hasher = StableHasher::new("kiln.cache.import.v1");
+    let digest = spec.attrs.iter().fold(hasher, |hasher, (key, value)| hasher.str(key, value)).finish();
+    let number = digest.as_bytes().iter().take(8).fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    format!("{}:{number}", spec.kind)
+}
+
+/// Writes every cache that was asked for and returns what the client is told.
+///
+/// # Errors
+/// A kind of cache that this engine does not know, or a cache that cannot be written and must be.
+pub async fn export(
+    bridge: &Bridge,
+    specs: &[CacheSpec],
+    result: &FrontendResult,
+) -> Result<BTreeMap<String, String>, EngineError> {
+    let mut response = BTreeMap::new();
+    for spec in specs {
+        if spec.kind != "local" {
+            return Err(EngineError::user(format!("cache of type {} cannot be exported by this engine", spec.kind)));
+        }
+        let build = bridge.build();
+        let vertex = build.start(local::VERTEX);
+        match write(bridge, spec, result, vertex.digest()).await {
+            Ok(told) => {
+                response.extend(told);
+                vertex.end(None);
+            }
+            Err(error) if spec.ignores_errors() && error.class() != ErrorClass::Canceled => {
+                build.warn(vertex.digest(), &format!("the cache was not exported: {error}"));
+                vertex.end(None);
+            }
+            Err(error) => {
+                vertex.end(Some(error.to_string()));
+                return Err(error);
+            }
+        }
+    }
+    Ok(response)
+}
+
+async fn write(
+    bridge: &Bridge,
+    spec: &CacheSpec,
+    result: &FrontendResult,
+    vertex: Digest,
+) -> Result<BTreeMap<String, String>, EngineError> {
+    let directory = spec.attrs.get("dest").filter(|text| !text.is_empty());
+    let directory = directory.ok_or_else(|| EngineError::user("local cache exporter requires dest"))?;
+    let options = ExportSpec::parse(spec)?;
+    let session = local::session(bridge).await?;
+    let parts = bridge.parts();
+    let progress = Arc::new(CacheProgress::new(bridge.build().clone(), vertex));
+    let context = ExportContext {
+        store: parts.store.clone(),
+        remote: Arc::new(NoRemoteLayers),
+        progress: progress.clone(),
+        compatibility: 30,
+        cancel: tokio_util::sync::CancellationToken::new(),
+    };
+    // Dropping this future, as a cancelled build does, calls off the blocking part too.
+    let _cancel = context.cancel.clone().drop_guard();
+    progress.started(PREPARING, 0);
+    let kept = collect::collect(bridge, vertex, result, options.mode).await?;
+    let built = parts.blocking(move || collect::build(&context, &options, kept)).await?;
+    progress.completed(PREPARING);
+    let Some(built) = built else {
+        progress.started(SKIPPED, 0);
+        progress.completed(SKIPPED);
+        return Ok(BTreeMap::new());
+    };
+    built.send(&session, &local::store_id(directory)).await?;
+    Ok(built.response()?)
+}
+
+/// Status of the first part of an export.
+const PREPARING: &str = "preparing build cache for export";
+/// Status of an export of nothing.
+const SKIPPED: &str = "skipping cache export for empty result";
+
+/// Shows an export's statuses below its vertex.
+struct CacheProgress {
+    build: Arc<BuildContext>,
+    vertex: Digest,
+    /// When each status began, and its total.
+    begun: Mutex<BTreeMap<String, (SystemTime, u64)>>,
+}
+
+impl CacheProgress {
+    fn new(build: Arc<BuildContext>, vertex: Digest) -> Self {
+        Self { build, vertex, begun: Mutex::default() }
+    }
+}
+
+impl ExportProgress for CacheProgress {
+    fn started(&self, id: &str, total: u64) {
+        let now = SystemTime::now();
+        self.begun.lock().insert(id.to_owned(), (now, total));
+        self.build.status(self.vertex, id, 0, total, now, false);
+    }
+
+    fn advanced(&self, id: &str, current: u64, total: u64) {
+        let began = self.begun.lock().get(id).map_or_else(SystemTime::now, |(began, _)| *began);
+        self.build.status(self.vertex, id, current, total, began, false);
+    }
+
+    fn completed(&self, id: &str) {
+        let (began, total) = self.begun.lock().remove(id).unwrap_or_else(|| (SystemTime::now(), 0));
+        self.build.status(self.vertex, id, total, total, began, true);
+    }
+
+    fn warn(&self, message: &str) {
+        self.build.warn(self.vertex, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imports_are_told_apart_by_their_attributes() {
+        let spec = |kind: &str, key: &str, value: &str| CacheSpec {
+            kind: kind.into(),
+            attrs: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+        };
+        assert_eq!(name(&spec("registry", "ref", "user/app:cache")), "user/app:cache");
+        let (one, other) = (name(&spec("local", "src", "a")), name(&spec("local", "src", "b")));
+        assert_ne!(one, other);
+        assert!(one.strip_prefix("local:").is_some_and(|number| number.parse::<u64>().is_ok()), "{one}");
+    }
+}
