@@ -8,9 +8,9 @@ use kiln_engine::{Bridge, CacheSpec, Engine, FrontendRequest, FrontendResult, Re
 use kiln_llb::caps;
 use kiln_session::errdetail;
 use kiln_session::proto::control::apicaps::ApiCap;
+use kiln_session::proto::fs::Stat;
 use kiln_session::proto::gateway as pb;
 use kiln_session::proto::gateway::llb_bridge_server::LlbBridge;
-use kiln_session::proto::fs::Stat;
 use kiln_session::stat::{go, to_go_mode};
 use kiln_snapshot::{Entry, Kind};
 use kiln_store::ImmutableRef;
@@ -158,12 +158,13 @@ impl LlbBridge for BridgeService {
         let (name, layout) = match source.identifier.split_once("://") {
             Some(("docker-image", name)) => (name, None),
             Some(("oci-layout", name)) => (name, Some((attr("oci.session"), attr("oci.store")))),
-            _ => return Ok(Response::new(pb::ResolveSourceMetaResponse { source: Some(source), ..Default::default() })),
+            _ => {
+                return Ok(Response::new(pb::ResolveSourceMetaResponse { source: Some(source), ..Default::default() }));
+            }
         };
-        let resolved =
-            kiln_engine::source::lookup::image_config(&bridge, name, platform, layout, &request.log_name)
-                .await
-                .map_err(|e| convert::status(&e))?;
+        let resolved = kiln_engine::source::lookup::image_config(&bridge, name, platform, layout, &request.log_name)
+            .await
+            .map_err(|e| convert::status(&e))?;
         let no_config = request.image.is_some_and(|i| i.no_config);
         let image = pb::ResolveSourceImageResponse {
             digest: resolved.root.to_string(),
@@ -216,9 +217,8 @@ impl LlbBridge for BridgeService {
         let reference = Self::evaluated(&bridge, &request.r#ref).await?;
         let entries = inspect::read_dir(&reference, &request.dir_path).map_err(|e| convert::status(&e))?;
         let pattern = request.include_pattern.as_bytes();
-        let matches = |entry: &&Entry| {
-            pattern.is_empty() || kiln_stdx::pattern::matches(pattern, entry.name()).unwrap_or(false)
-        };
+        let matches =
+            |entry: &&Entry| pattern.is_empty() || kiln_stdx::pattern::matches(pattern, entry.name()).unwrap_or(false);
         Ok(Response::new(pb::ReadDirResponse { entries: entries.iter().filter(matches).map(wire_stat).collect() }))
     }
 

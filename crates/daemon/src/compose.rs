@@ -33,7 +33,8 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
     })?;
     let history = Meta::open(config.root.join("history.db"), config.root.join("damaged"), store.repairs().clone());
     let runtime_dir = runtime_dir(&config.root)?;
-    let executor = SandboxExecutor::new(SandboxConfig::default()).map_err(|e| start("preparing the sandbox", std::io::Error::other(e)))?;
+    let executor = SandboxExecutor::new(SandboxConfig::default())
+        .map_err(|e| start("preparing the sandbox", std::io::Error::other(e)))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let parts = Parts {
         snapshotter: snapshotter(),

@@ -96,10 +96,7 @@ impl Content for BlobService {
 
     type WriteStream = BoxStream<WriteContentResponse>;
 
-    async fn write(
-        &self,
-        _: Request<Streaming<WriteContentRequest>>,
-    ) -> Result<Response<Self::WriteStream>, Status> {
+    async fn write(&self, _: Request<Streaming<WriteContentRequest>>) -> Result<Response<Self::WriteStream>, Status> {
         read_only()
     }
 

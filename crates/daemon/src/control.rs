@@ -150,8 +150,7 @@ impl Control for ControlService {
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        let mut response =
-            Response::new(InfoResponse { buildkit_version: Some(workers::version(&self.build_id)) });
+        let mut response = Response::new(InfoResponse { buildkit_version: Some(workers::version(&self.build_id)) });
         let busy = *self.engine.active().borrow();
         response.metadata_mut().insert(BUSY, busy.into());
         Ok(response)

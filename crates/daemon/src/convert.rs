@@ -26,15 +26,13 @@ pub fn status(error: &EngineError) -> Status {
         details.push(Detail::Vertex { digest: vertex.to_string() });
         details.push(Detail::Solve { input_ids: Vec::new(), mount_ids: Vec::new(), subject: None });
     }
-    let mut status = errdetail::to_status(code, &error.to_string(), &details);
-    if let Some(hint) = error.hint.as_deref().and_then(|hint| hint.parse().ok()) {
-        status.metadata_mut().insert(HINT, hint);
-    }
-    status
+    // A hint is a line of the message: clients that know nothing of hints show it all the same.
+    let text = match &error.hint {
+        Some(hint) => format!("{error}\nhint: {hint}"),
+        None => error.to_string(),
+    };
+    errdetail::to_status(code, &text, &details)
 }
-
-/// Header of a failed call that says what to do about it; kiln's own client shows it.
-pub const HINT: &str = "kiln-hint";
 
 /// Returns the error that a client's frontend ended with.
 pub fn error(status: &Status) -> EngineError {

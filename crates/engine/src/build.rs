@@ -4,8 +4,8 @@
 //! solver hands to each call, so a build that joins late is served too and one that ends is forgotten.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use kiln_llb::Graph;
@@ -181,6 +181,7 @@ impl EventSink for BuildContext {
                 v.completed = None;
             }),
             VertexChange::Started { miss } => {
+                tracing::debug!(vertex = %event.vertex, name = self.name(&event.vertex.0), %miss, "not cached");
                 self.misses.lock().insert(event.vertex.0, miss);
                 self.update(event.vertex.0, |v| {
                     v.started = v.started.filter(|_| v.completed.is_none()).or(Some(now));

@@ -44,7 +44,12 @@ pub async fn digest(parts: &Parts, reference: &ImmutableRef, selectors: Vec<Sele
                 };
                 let digest = store.content_digest(&reference, &selector).map_err(|e| {
                     let id = reference.id();
-                    let mut error = EngineError::new(e.class(), format!("failed to calculate checksum of ref {id}: {e}"));
+                    let what = match &e {
+                        kiln_store::StoreError::NotFound(path) => format!("{path:?}: not found"),
+                        other => other.to_string(),
+                    };
+                    let text = format!("failed to calculate checksum of ref {id}: {what}");
+                    let mut error = EngineError::new(e.class(), text);
                     error.hint = nearest(&reference, &selector.path);
                     error
                 })?;

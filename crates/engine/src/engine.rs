@@ -240,9 +240,7 @@ impl Engine {
                 }
             }
         };
-        tokio::time::timeout(BUILD_WAIT, found)
-            .await
-            .map_err(|_| EngineError::user(format!("no such job {reference}")))
+        tokio::time::timeout(BUILD_WAIT, found).await.map_err(|_| EngineError::user(format!("no such job {reference}")))
     }
 }
 

@@ -104,7 +104,8 @@ impl Record {
 
 /// Masks the values of build arguments whose names say that they are secret.
 fn shown(key: &str, value: &str) -> String {
-    const SECRET: &[&str] = &["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
+    const SECRET: &[&str] =
+        &["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
     let Some(name) = key.strip_prefix("build-arg:") else { return value.to_owned() };
     let name = name.to_lowercase();
     let secret = name.split(|c: char| !c.is_alphanumeric()).any(|word| SECRET.contains(&word));

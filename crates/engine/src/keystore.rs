@@ -213,10 +213,7 @@ fn parse_link(bytes: &[u8]) -> Option<Backlink> {
         0 => None,
         _ => Some(digest(69..101)?),
     };
-    Some(Backlink {
-        from: KeyId(digest(0..32)?),
-        link: Link { op: OutputKey(digest(32..64)?), input, selector },
-    })
+    Some(Backlink { from: KeyId(digest(0..32)?), link: Link { op: OutputKey(digest(32..64)?), input, selector } })
 }
 
 /// Newest first: the age field counts down.

@@ -81,8 +81,7 @@ pub async fn ssh_socket(parts: &Parts, cx: &OpContext, file: &SessionFile) -> Re
             continue;
         }
         let path = parts.runtime_dir.join(format!("ssh-{}", rand_id()));
-        let socket =
-            kiln_session::SshSocket { path: path.clone(), uid: file.uid, gid: file.gid, mode: file.mode };
+        let socket = kiln_session::SshSocket { path: path.clone(), uid: file.uid, gid: file.gid, mode: file.mode };
         let forward = session.forward_ssh(&file.id, &socket).await?;
         return Ok(Some(SshSocket { path, _forward: forward }));
     }

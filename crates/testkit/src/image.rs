@@ -50,6 +50,9 @@ impl Image {
             for entry in tar::Archive::new(file).entries().unwrap_or_else(|e| panic!("{e}")) {
                 let mut entry = entry.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
                 let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+                if entry.header().entry_type().is_dir() {
+                    continue;
+                }
                 let mut data = Vec::new();
                 entry.read_to_end(&mut data).unwrap_or_else(|e| panic!("{name}: {e}"));
                 files.insert(name, data);

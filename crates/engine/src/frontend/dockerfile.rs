@@ -30,8 +30,7 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
     let file = parsed.map_err(|e| located(e, &source))?;
     let ignore = read_ignore_file(bridge, &files, &source).await?;
-    let multi = platforms.len() > 1
-        || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
+    let multi = platforms.len() > 1 || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
     let mut result = FrontendResult::default();
     let mut refs = std::collections::BTreeMap::new();
     let mut names = Vec::new();

@@ -30,8 +30,7 @@ fn is_builtin(source: &str) -> bool {
     let name = source.trim_start_matches("docker.io/");
     let Some((name, tag)) = name.split_once(':').or(Some((name, "1"))) else { return false };
     let level = |tag: &str| tag == "1" || tag.strip_prefix("1.").is_some_and(|minor| minor.parse::<u32>().is_ok());
-    name == "docker/dockerfile" && (tag == "latest" || level(tag))
-        || name == "dockerfile.v0"
+    name == "docker/dockerfile" && (tag == "latest" || level(tag)) || name == "dockerfile.v0"
 }
 
 #[cfg(test)]

@@ -48,11 +48,8 @@ impl FileKey {
     pub fn content_selectors(selectors: &[Selector]) -> Vec<Selector> {
         let mut kept: Vec<Selector> = Vec::new();
         for follow in [false, true] {
-            let paths: BTreeSet<&str> = selectors
-                .iter()
-                .filter(|s| s.plain() && s.follow_links == follow)
-                .map(|s| s.path.as_str())
-                .collect();
+            let paths: BTreeSet<&str> =
+                selectors.iter().filter(|s| s.plain() && s.follow_links == follow).map(|s| s.path.as_str()).collect();
             let below = |path: &str, other: &str| {
                 path != other && path.starts_with(&format!("{}/", other.trim_end_matches('/')))
             };
@@ -173,42 +170,44 @@ fn default_indexes(indexes: &[[i64; 3]]) -> bool {
         })
 }
 
+/// A copy action as its key has it.
+#[derive(Serialize)]
+struct Copy<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    src: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    dest: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<Owner>,
+    #[serde(skip_serializing_if = "skip_zero32")]
+    mode: i32,
+    #[serde(rename = "followSymlink", skip_serializing_if = "skip_false")]
+    follow_symlink: bool,
+    #[serde(rename = "dirCopyContents", skip_serializing_if = "skip_false")]
+    dir_copy_contents: bool,
+    #[serde(rename = "attemptUnpackDockerCompatibility", skip_serializing_if = "skip_false")]
+    attempt_unpack: bool,
+    #[serde(rename = "createDestPath", skip_serializing_if = "skip_false")]
+    create_dest_path: bool,
+    #[serde(rename = "allowWildcard", skip_serializing_if = "skip_false")]
+    allow_wildcard: bool,
+    #[serde(rename = "allowEmptyWildcard", skip_serializing_if = "skip_false")]
+    allow_empty_wildcard: bool,
+    #[serde(skip_serializing_if = "skip_zero")]
+    timestamp: i64,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    include_patterns: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    exclude_patterns: &'a [String],
+    #[serde(rename = "alwaysReplaceExistingDestPaths", skip_serializing_if = "skip_false")]
+    always_replace: bool,
+    #[serde(rename = "modeStr", skip_serializing_if = "str::is_empty")]
+    mode_str: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    required_paths: &'a [String],
+}
+
 fn copy_json(copy: &pb::FileActionCopy, from_input: bool) -> Result<Vec<u8>, JsonError> {
-    #[derive(Serialize)]
-    struct Copy<'a> {
-        #[serde(skip_serializing_if = "str::is_empty")]
-        src: &'a str,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        dest: &'a str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        owner: Option<Owner>,
-        #[serde(skip_serializing_if = "skip_zero32")]
-        mode: i32,
-        #[serde(rename = "followSymlink", skip_serializing_if = "skip_false")]
-        follow_symlink: bool,
-        #[serde(rename = "dirCopyContents", skip_serializing_if = "skip_false")]
-        dir_copy_contents: bool,
-        #[serde(rename = "attemptUnpackDockerCompatibility", skip_serializing_if = "skip_false")]
-        attempt_unpack: bool,
-        #[serde(rename = "createDestPath", skip_serializing_if = "skip_false")]
-        create_dest_path: bool,
-        #[serde(rename = "allowWildcard", skip_serializing_if = "skip_false")]
-        allow_wildcard: bool,
-        #[serde(rename = "allowEmptyWildcard", skip_serializing_if = "skip_false")]
-        allow_empty_wildcard: bool,
-        #[serde(skip_serializing_if = "skip_zero")]
-        timestamp: i64,
-        #[serde(skip_serializing_if = "<[String]>::is_empty")]
-        include_patterns: &'a [String],
-        #[serde(skip_serializing_if = "<[String]>::is_empty")]
-        exclude_patterns: &'a [String],
-        #[serde(rename = "alwaysReplaceExistingDestPaths", skip_serializing_if = "skip_false")]
-        always_replace: bool,
-        #[serde(rename = "modeStr", skip_serializing_if = "str::is_empty")]
-        mode_str: &'a str,
-        #[serde(skip_serializing_if = "<[String]>::is_empty")]
-        required_paths: &'a [String],
-    }
     let pb::FileActionCopy {
         src,
         dest,

@@ -16,7 +16,7 @@ use crate::error::EngineError;
 /// # Errors
 /// A bug: the graph was checked, so the input is there.
 pub(crate) fn input<R>(inputs: &[R], index: usize) -> Result<&R, OpError> {
-    inputs.get(index).ok_or_else(|| {
-        EngineError::new(kiln_stdx::ErrorClass::Bug, format!("operation has no input {index}")).into()
-    })
+    inputs
+        .get(index)
+        .ok_or_else(|| EngineError::new(kiln_stdx::ErrorClass::Bug, format!("operation has no input {index}")).into())
 }

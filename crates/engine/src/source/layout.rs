@@ -42,9 +42,11 @@ impl ImageOrigin for LayoutImage {
         let kept = self.kept(&self.digest).await;
         let bytes = match kept {
             Some(bytes) => bytes,
-            None => self.content.read_all(&self.digest, limits::MANIFEST).await.map_err(|e| {
-                if e.is_not_found() { self.missing(&self.digest) } else { e.into() }
-            })?,
+            None => self
+                .content
+                .read_all(&self.digest, limits::MANIFEST)
+                .await
+                .map_err(|e| if e.is_not_found() { self.missing(&self.digest) } else { e.into() })?,
         };
         let media_type = serde_json::from_slice::<serde_json::Value>(&bytes)
             .ok()

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use kiln_executor::mask::SecretMasker;
 use kiln_executor::{Output, ProcessIo};
-use kiln_stdx::Secret;
 use kiln_solver::OpContext;
+use kiln_stdx::Secret;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -43,12 +43,7 @@ impl LogPump {
     }
 }
 
-async fn pump(
-    progress: Progress,
-    stream: i32,
-    mut pieces: mpsc::Receiver<Bytes>,
-    mut masker: SecretMasker,
-) -> Vec<u8> {
+async fn pump(progress: Progress, stream: i32, mut pieces: mpsc::Receiver<Bytes>, mut masker: SecretMasker) -> Vec<u8> {
     let mut tail = Vec::new();
     let mut put = |data: &[u8]| {
         if data.is_empty() {

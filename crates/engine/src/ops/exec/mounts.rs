@@ -165,12 +165,7 @@ impl Prepared {
             Some(value) => {
                 self.mounts.push(SandboxMount {
                     dest,
-                    source: MountSource::File {
-                        content: value.clone(),
-                        mode: file.mode,
-                        uid: file.uid,
-                        gid: file.gid,
-                    },
+                    source: MountSource::File { content: value.clone(), mode: file.mode, uid: file.uid, gid: file.gid },
                     subpath: String::new(),
                     readonly: true,
                 });
@@ -183,13 +178,7 @@ impl Prepared {
         }
     }
 
-    async fn ssh(
-        &mut self,
-        exec: &Exec,
-        cx: &OpContext,
-        dest: String,
-        file: &SessionFile,
-    ) -> Result<(), EngineError> {
+    async fn ssh(&mut self, exec: &Exec, cx: &OpContext, dest: String, file: &SessionFile) -> Result<(), EngineError> {
         let socket = session::ssh_socket(&exec.parts, cx, file).await?;
         match socket {
             Some(socket) => {

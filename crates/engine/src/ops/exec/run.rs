@@ -72,11 +72,7 @@ fn spec(exec: &Exec, cx: &OpContext, prepared: &mut Prepared) -> Result<ProcessS
         kiln_llb::op::SecurityMode::Insecure => SecurityMode::Insecure,
         _ => SecurityMode::Sandbox,
     };
-    spec.ulimits = meta
-        .ulimits
-        .iter()
-        .map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard })
-        .collect();
+    spec.ulimits = meta.ulimits.iter().map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect();
     spec.extra_hosts = extra_hosts(meta)?;
     spec.shm_size = prepared.shm_size.or_else(|| builds.iter().find_map(|b| b.settings.shm_size));
     spec.cgroup_parent = (!meta.cgroup_parent.is_empty()).then(|| meta.cgroup_parent.clone());
@@ -114,7 +110,10 @@ fn extra_hosts(meta: &ExecMeta) -> Result<Vec<ExtraHost>, EngineError> {
         .iter()
         .map(|host| {
             let ip = host.ip.parse().map_err(|_| {
-                EngineError::user(format!("failed to parse IP for extra host: invalid IP {} for host {}", host.ip, host.host))
+                EngineError::user(format!(
+                    "failed to parse IP for extra host: invalid IP {} for host {}",
+                    host.ip, host.host
+                ))
             })?;
             Ok(ExtraHost { host: host.host.clone(), ip })
         })

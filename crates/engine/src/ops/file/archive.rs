@@ -31,8 +31,8 @@ pub fn unpack(run: &CopyRun<'_>, source: &[u8], builder: &mut LayerBuilder<'_>) 
     let fail = |e: kiln_snapshot::Error| {
         EngineError::new(e.class(), format!("failed to unpack {name}: {}", crate::error::chain(&e)))
     };
-    let (_, reader) = compress::decompress(BufReader::new(File::open(&path)?))
-        .map_err(|e| fail(kiln_snapshot::Error::Input(e)))?;
+    let (_, reader) =
+        compress::decompress(BufReader::new(File::open(&path)?)).map_err(|e| fail(kiln_snapshot::Error::Input(e)))?;
     let dest = clean_relative(&run.copy.dest);
     let at = builder.resolve(dest.as_bytes(), true)?.path;
     if !at.is_empty() {

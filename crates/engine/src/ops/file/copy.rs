@@ -247,9 +247,9 @@ impl<'a> CopyRun<'a> {
         match &self.copy.mode {
             None => Ok(None),
             Some(CopyMode::Bits(bits)) => Ok(Some(*bits)),
-            Some(CopyMode::Symbolic(text)) => mode::apply(text, entry.mode, entry.is_dir())
-                .map(Some)
-                .map_err(|e| EngineError::user(e.to_string())),
+            Some(CopyMode::Symbolic(text)) => {
+                mode::apply(text, entry.mode, entry.is_dir()).map(Some).map_err(|e| EngineError::user(e.to_string()))
+            }
         }
     }
 }

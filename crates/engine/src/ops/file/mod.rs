@@ -82,12 +82,7 @@ impl Op<ImmutableRef> for File {
         Ok(CacheMap { digest: self.digest, record: self.record(), deps, life: KeyLife::Stored })
     }
 
-    async fn content_key(
-        &self,
-        _: &OpContext,
-        input: usize,
-        result: &ImmutableRef,
-    ) -> Result<Option<Digest>, OpError> {
+    async fn content_key(&self, _: &OpContext, input: usize, result: &ImmutableRef) -> Result<Option<Digest>, OpError> {
         let Some(selectors) = self.read.get(&input) else { return Ok(None) };
         Ok(Some(content::digest(&self.parts, result, FileKey::content_selectors(selectors)).await?))
     }
@@ -97,7 +92,9 @@ impl Op<ImmutableRef> for File {
         let (name, progress, cancel) = (self.name.clone(), Progress::new(cx), cx.cancel().clone());
         let outputs = self
             .parts
-            .blocking(move || plan::Run { parts: &parts, op: &op, inputs: &inputs, name: &name, progress, cancel }.run())
+            .blocking(move || {
+                plan::Run { parts: &parts, op: &op, inputs: &inputs, name: &name, progress, cancel }.run()
+            })
             .await?;
         Ok(outputs)
     }

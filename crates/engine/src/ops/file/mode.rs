@@ -35,16 +35,19 @@ pub fn apply(text: &str, mode: u32, is_dir: bool) -> Result<u32, BadMode> {
 
 /// Returns the permission bits of the classes named, all without set-id bits.
 fn who(text: &str) -> Option<u32> {
-    text.chars().try_fold(0, |mask, c| {
-        Some(mask | match c {
-            'u' => 0o700,
-            'g' => 0o070,
-            'o' => 0o007,
-            'a' => 0o777,
-            _ => return None,
+    text.chars()
+        .try_fold(0, |mask, c| {
+            Some(
+                mask | match c {
+                    'u' => 0o700,
+                    'g' => 0o070,
+                    'o' => 0o007,
+                    'a' => 0o777,
+                    _ => return None,
+                },
+            )
         })
-    })
-    .map(|mask| if mask == 0 { 0o777 } else { mask })
+        .map(|mask| if mask == 0 { 0o777 } else { mask })
 }
 
 fn bits(text: &str, mode: u32, is_dir: bool, who: u32) -> Option<u32> {
@@ -69,7 +72,8 @@ fn bits(text: &str, mode: u32, is_dir: bool, who: u32) -> Option<u32> {
 
 /// What `=` takes away first. A directory keeps its set-group bit unless it is named, as GNU chmod does.
 fn clearing(who: u32, is_dir: bool) -> u32 {
-    let special = (if who & 0o700 != 0 && !is_dir { 0o4000 } else { 0 }) | (if who & 0o070 != 0 && !is_dir { 0o2000 } else { 0 });
+    let special =
+        (if who & 0o700 != 0 && !is_dir { 0o4000 } else { 0 }) | (if who & 0o070 != 0 && !is_dir { 0o2000 } else { 0 });
     who | special
 }
 

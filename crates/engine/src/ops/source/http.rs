@@ -94,8 +94,7 @@ impl Http {
         let failed = |e: reqwest::Error| {
             EngineError::new(ErrorClass::Remote, format!("{}: {}", self.url, crate::error::chain(&e.without_url())))
         };
-        let client =
-            reqwest::Client::builder().connect_timeout(STALL).read_timeout(STALL).build().map_err(failed)?;
+        let client = reqwest::Client::builder().connect_timeout(STALL).read_timeout(STALL).build().map_err(failed)?;
         let response = client.get(&self.url).send().await.map_err(failed)?;
         if !response.status().is_success() {
             return Err(EngineError::user(format!("invalid response status {} for {}", response.status(), self.url)));
@@ -197,14 +196,8 @@ impl Op<ImmutableRef> for Http {
             last_mod_time: fetched.last_modified.as_deref(),
         };
         let digest = Digest::of(to_ordered_json("http key", &key).map_err(EngineError::from)?);
-        let record =
-            KeyRecord::new().with("url", self.url.clone()).with("checksum", fetched.digest.to_string());
-        Ok(CacheMap {
-            digest: keys::source(&digest.to_string()),
-            record,
-            deps: Vec::new(),
-            life: KeyLife::Stored,
-        })
+        let record = KeyRecord::new().with("url", self.url.clone()).with("checksum", fetched.digest.to_string());
+        Ok(CacheMap { digest: keys::source(&digest.to_string()), record, deps: Vec::new(), life: KeyLife::Stored })
     }
 
     async fn execute(&self, cx: &OpContext, _: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {

@@ -148,9 +148,8 @@ impl Image {
         let lazy = reference.lazy_layers();
         let progress = Progress::new(cx);
         let wanted: Vec<Descriptor> = lazy.iter().map(|(place, _)| image.manifest.layers[*place].clone()).collect();
-        let fetches = wanted.into_iter().map(|layer| {
-            fetch(self.parts.clone(), origin.clone(), layer, progress.clone()).boxed()
-        });
+        let fetches =
+            wanted.into_iter().map(|layer| fetch(self.parts.clone(), origin.clone(), layer, progress.clone()).boxed());
         let mut fetches = futures::stream::iter(fetches.collect::<Vec<_>>()).buffered(PARALLEL);
         // Layers are unpacked bottom up while later ones are still on their way.
         for (place, layer) in &lazy {

@@ -43,8 +43,7 @@ impl Last {
     /// Tells whether the directory held exactly this.
     pub fn equals(&self, entries: &[Entry]) -> bool {
         let old = self.manifest.entries().iter().filter(|e| !e.path.is_empty());
-        old.clone().count() == entries.len()
-            && old.zip(entries).all(|(a, b)| a.path == b.path && a.same_object(b))
+        old.clone().count() == entries.len() && old.zip(entries).all(|(a, b)| a.path == b.path && a.same_object(b))
     }
 }
 

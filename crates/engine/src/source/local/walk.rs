@@ -50,7 +50,9 @@ pub fn walk(root: BorrowedFd<'_>, wanted: &Wanted) -> io::Result<Vec<Found>> {
 pub fn open_file(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<std::fs::File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), resolve).map(Into::into).map_err(|e| at(path, e.into()))
+    openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), resolve)
+        .map(Into::into)
+        .map_err(|e| at(path, e.into()))
 }
 
 fn at(path: &[u8], error: io::Error) -> io::Error {
