@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use base64::Engine as _;
 use kiln_llb::Definition;
 use kiln_llb::builder::ResolveMode;
 use kiln_llb::op::{HostIp, NetMode, Ulimit};
@@ -339,35 +340,10 @@ fn input_configs(attrs: &BTreeMap<String, String>) -> Outcome<BTreeMap<String, I
         let bad = |e: String| Fault::new(format!("failed to parse input metadata {text}: {e}"));
         let map: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         let Some(encoded) = map.get("containerimage.config") else { continue };
-        let json = decode_base64(encoded).ok_or_else(|| bad("illegal base64 data".into()))?;
+        let json = base64::engine::general_purpose::STANDARD.decode(encoded).map_err(|e| bad(e.to_string()))?;
         out.insert(name, ImageConfig::from_json(&json).map_err(|e| bad(e.to_string()))?);
     }
     Ok(out)
-}
-
-/// Reads standard base64.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    let mut out = Vec::with_capacity(digits.len() * 3 / 4);
-    let (mut bits, mut held) = (0u32, 0u32);
-    for byte in digits.bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            out.push((bits >> held) as u8);
-            bits &= (1 << held) - 1;
-        }
-    }
-    Some(out)
 }
 
 #[cfg(test)]

@@ -70,6 +70,8 @@ impl Diagnostic {
 #[error("{}", self.diagnostics.first().map_or("invalid Dockerfile", |d| d.message.as_str()))]
 pub struct DockerfileError {
     pub diagnostics: Vec<Diagnostic>,
+    /// Lint warnings found before the error.
+    pub warnings: Vec<Diagnostic>,
 }
 
 impl DockerfileError {
@@ -77,11 +79,17 @@ impl DockerfileError {
     pub fn class(&self) -> ErrorClass {
         ErrorClass::UserInput
     }
+
+    /// Sets the warnings found before.
+    pub(crate) fn after(mut self, warnings: &[Diagnostic]) -> Self {
+        self.warnings = warnings.to_vec();
+        self
+    }
 }
 
 impl From<Diagnostic> for DockerfileError {
     fn from(diagnostic: Diagnostic) -> Self {
-        Self { diagnostics: vec![diagnostic] }
+        Self { diagnostics: vec![diagnostic], warnings: Vec::new() }
     }
 }
 

@@ -3,6 +3,19 @@
 //! What has to be looked up outside (base images, ignore files of named contexts, times) is listed by the plan; the
 //! caller fetches it and plans again, until nothing is wanted.
 //!
+//! ```
+//! use kiln_dockerfile::{BuildOptions, Resolved, lower, parse, plan};
+//!
+//! let file = parse("Dockerfile", b"FROM scratch\nCOPY hello /\nCMD [\"/hello\"]\n")?;
+//! let (options, resolved) = (BuildOptions::default(), Resolved::default());
+//! let plan = plan(&file, &options, &resolved)?;
+//! assert!(plan.wanted.is_empty(), "scratch needs no base image");
+//! let lowered = lower(&file, &plan, &options, &resolved)?;
+//! assert_eq!(lowered.context_paths, ["hello"]);
+//! assert_eq!(lowered.config.config.cmd, Some(vec!["/hello".to_owned()]));
+//! # Ok::<(), kiln_dockerfile::DockerfileError>(())
+//! ```
+//!
 //! Invariant: no I/O, no async, and no panic, whatever the input.
 
 pub mod ast;
@@ -29,6 +42,7 @@ pub mod resolve;
 mod scope;
 pub mod source;
 mod stage;
+pub mod subrequest;
 
 pub use attrs::FrontendOptions;
 pub use context::MainContext;

@@ -69,13 +69,10 @@ pub fn plan(file: &Dockerfile, options: &BuildOptions, resolved: &Resolved) -> R
             return Ok(plan);
         }
     }
-    for (index, stage) in file.stages.iter().enumerate() {
-        plan.add_stage(file, options, stage, index).map_err(|f| f.at(stage.lines))?;
+    match plan.complete(file, options, resolved, target) {
+        Ok(()) => Ok(plan),
+        Err(error) => Err(error.after(&plan.linter.warnings)),
     }
-    plan.target = plan.find_target(target)?;
-    plan.link_commands(file)?;
-    plan.resolve(options, resolved)?;
-    Ok(plan)
 }
 
 fn lint_config(file: &Dockerfile, options: &BuildOptions) -> Outcome<Config> {
@@ -100,6 +97,21 @@ impl Plan {
         &self.linter.warnings
     }
 
+    fn complete(
+        &mut self,
+        file: &Dockerfile,
+        options: &BuildOptions,
+        resolved: &Resolved,
+        target: Option<&str>,
+    ) -> Result<(), DockerfileError> {
+        for (index, stage) in file.stages.iter().enumerate() {
+            self.add_stage(file, options, stage, index).map_err(|f| f.at(stage.lines))?;
+        }
+        self.target = self.find_target(target)?;
+        self.link_commands(file)?;
+        self.resolve(options, resolved)
+    }
+
     fn add_stage(&mut self, file: &Dockerfile, options: &BuildOptions, stage: &Stage, index: usize) -> Outcome<()> {
         let lexer = WordLexer::new(file.escape);
         let known = scope::known_names(&self.globals, &self.global_infos);
@@ -113,8 +125,9 @@ impl Plan {
             let fault = Fault::new(format!("base name ({}) should not be blank", stage.base));
             return Err(Fault { hint, ..fault });
         }
+        let mut used_args = base.matched;
         let platform = match &stage.platform {
-            Some(text) => Some(self.stage_platform(stage, text, lexer, &known)?),
+            Some(text) => Some(self.stage_platform(stage, text, lexer, &known, &mut used_args)?),
             None => None,
         };
         let name = stage.name.as_deref();
@@ -133,6 +146,7 @@ impl Plan {
             code: stage.code.clone(),
             lines: Some(stage.lines),
             comments: stage.comments.clone(),
+            used_args,
             platform,
             steps: if replaced.is_some() { 0 } else { steps },
             no_cache: replaced.is_none() && options.no_cache.covers(name.unwrap_or_default()),
@@ -153,12 +167,14 @@ impl Plan {
         text: &str,
         lexer: WordLexer,
         known: &BTreeSet<String>,
+        used: &mut BTreeSet<String>,
     ) -> Outcome<Platform> {
         let fail = |e: String| Fault::new(format!("failed to process arguments for platform {text}: {e}"));
         let expansion = lexer.expand(text, &self.globals).map_err(fail)?;
         lint::undefined_arg_in_from::check(stage, &expansion.unmatched, known, &mut self.linter);
         lint::redundant_target_platform::check(stage, &expansion, &self.globals, &mut self.linter);
         lint::const_platform::check(stage, &expansion, &mut self.linter);
+        used.extend(expansion.matched.iter().cloned());
         let suggest = |mut fault: Fault| {
             for name in &expansion.unmatched {
                 fault = fault.did_you_mean(name, known.iter().map(String::as_str));

@@ -76,7 +76,7 @@ pub struct ResolvedImage {
 /// Everything fetched so far for one plan.
 #[derive(Debug, Clone, Default)]
 pub struct Resolved {
-    images: BTreeMap<(String, String, Option<(String, String)>), ResolvedImage>,
+    images: BTreeMap<ImageKey, ResolvedImage>,
     ignore_files: BTreeMap<String, Vec<u8>>,
     times: BTreeMap<String, Option<i64>>,
 }
@@ -110,7 +110,10 @@ impl Resolved {
     }
 }
 
-fn image_key(wanted: &WantedImage) -> (String, String, Option<(String, String)>) {
+/// Reference, platform with resolve mode, layout.
+type ImageKey = (String, String, Option<(String, String)>);
+
+fn image_key(wanted: &WantedImage) -> ImageKey {
     let platform = format!("{}|{}", crate::names::format_platform(&wanted.platform), wanted.resolve_mode.as_str());
     (wanted.reference.clone(), platform, wanted.layout.clone())
 }

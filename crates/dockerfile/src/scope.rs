@@ -24,6 +24,8 @@ pub struct ArgInfo {
     /// The value it has in this build.
     pub value: Option<String>,
     pub lines: Lines,
+    /// Arguments that the default is made of.
+    pub(crate) made_of: BTreeSet<String>,
 }
 
 /// Returns the arguments every file has: platforms of builder and target, and the name of the target stage.
@@ -56,10 +58,12 @@ pub(crate) fn add_global(
     let lexer = WordLexer::new(file.escape);
     let mut infos: Vec<ArgInfo> = Vec::new();
     for (instruction, arg) in definitions(&file.global_args) {
+        let mut made_of = BTreeSet::new();
         let value = match (build_args.get(&arg.name), &arg.default) {
             (Some(given), _) => Some(given.clone()),
             (None, Some(default)) => {
                 let expanded = lexer.expand(default, &args).map_err(|e| Fault::new(e).at(instruction.lines))?;
+                made_of = expanded.matched;
                 Some(expanded.text)
             }
             (None, None) => None,
@@ -73,6 +77,7 @@ pub(crate) fn add_global(
             description: arg.description.clone(),
             value,
             lines: instruction.lines,
+            made_of,
         });
     }
     Ok((args, infos))

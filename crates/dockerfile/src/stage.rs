@@ -27,6 +27,8 @@ pub(crate) struct Node {
     /// None for what mounts refer to.
     pub lines: Option<Lines>,
     pub comments: Vec<String>,
+    /// Global arguments that its `FROM` uses.
+    pub used_args: BTreeSet<String>,
     /// `--platform`, and what the base turned out to be for.
     pub platform: Option<Platform>,
     /// The context that replaces the whole stage.
@@ -155,6 +157,7 @@ impl Graph {
             code: String::new(),
             lines,
             comments: Vec::new(),
+            used_args: BTreeSet::new(),
             platform: None,
             replaced: None,
             parent: None,
@@ -194,9 +197,9 @@ impl Graph {
         // Kahn's order over all edges: what cannot be ordered is in a cycle or above one.
         let mut left: Vec<usize> = vec![0; self.nodes.len()];
         let mut users: Vec<Vec<NodeId>> = vec![Vec::new(); self.nodes.len()];
-        for id in 0..self.nodes.len() {
+        for (id, count) in left.iter_mut().enumerate() {
             for need in self.needs(id) {
-                left[id] += 1;
+                *count += 1;
                 users[need].push(id);
             }
         }

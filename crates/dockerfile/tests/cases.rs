@@ -81,9 +81,9 @@ fn set(options: &mut BuildOptions, key: &str, value: &str) {
         (k.to_owned(), v.to_owned())
     };
     match key {
-        "arg" => drop(options.build_args.extend([pair()])),
-        "label" => drop(options.labels.extend([pair()])),
-        "context" => drop(options.contexts.extend([pair()])),
+        "arg" => options.build_args.extend([pair()]),
+        "label" => options.labels.extend([pair()]),
+        "context" => options.contexts.extend([pair()]),
         "target" => options.target = Some(value.into()),
         "platform" => options.target_platform = Some(Platform::parse(value).unwrap()),
         "any-platform" => options.target_platform = None,

@@ -97,7 +97,7 @@ fn compile(data: &[u8]) -> bool {
     let options = BuildOptions {
         main_context: MainContext::default(),
         ignore_patterns: vec!["*.log".into()],
-        all_stages: data.len() % 2 == 0,
+        all_stages: data.len().is_multiple_of(2),
         ..BuildOptions::default()
     };
     let mut resolved = Resolved::default();
@@ -125,19 +125,19 @@ fn compile(data: &[u8]) -> bool {
 #[test]
 fn mutated_files_never_panic() {
     let mut built = 0;
-    for seed in 0..1200 {
+    for seed in 0..600 {
         let mut random = Random(seed);
         // Every third run begins with a file that is smaller and so is more often valid.
         let small = SEED.lines().take(6 + random.next(12)).collect::<Vec<_>>().join("\n");
         let base = if seed % 3 == 0 { SEED.as_bytes() } else { small.as_bytes() };
         built += usize::from(compile(&mutate(&mut random, base)));
     }
-    assert!(built > 20, "only {built} mutations built: the mutations are too coarse to reach the lowering");
+    assert!(built > 10, "only {built} mutations built: the mutations are too coarse to reach the lowering");
 }
 
 #[test]
 fn noise_never_panics() {
-    for seed in 0..800 {
+    for seed in 0..400 {
         let mut random = Random(seed);
         let length = random.next(200);
         let mut data = b"FROM scratch\nRUN ".to_vec();

@@ -58,32 +58,29 @@ impl Lowering<'_> {
                 self.stop_signal(stage, &signal)
             }
             Kind::Expose(ports) => self.expose(stage, instruction, ports),
-            Kind::Cmd(line) => {
-                self.cmd(stage, instruction, line);
+            other => {
+                self.plain(stage, instruction, other);
                 Ok(())
             }
-            Kind::Entrypoint(line) => {
-                self.entrypoint(stage, instruction, line);
-                Ok(())
-            }
-            Kind::Healthcheck(check) => {
-                self.healthcheck(stage, instruction, check);
-                Ok(())
-            }
+        }
+    }
+
+    /// Lowers instructions in which nothing is expanded and nothing can fail.
+    fn plain(&mut self, stage: &mut Stage, instruction: &Instruction, kind: &Kind) {
+        match kind {
+            Kind::Cmd(line) => self.cmd(stage, instruction, line),
+            Kind::Entrypoint(line) => self.entrypoint(stage, instruction, line),
+            Kind::Healthcheck(check) => self.healthcheck(stage, instruction, check),
             Kind::Maintainer(author) => {
                 stage.image.author.clone_from(author);
                 stage.history(format!("MAINTAINER {author}"), false, self.plan.epoch);
-                Ok(())
             }
-            Kind::Onbuild(text) => {
-                stage.image.config.on_build.push(text.clone());
-                Ok(())
-            }
+            Kind::Onbuild(text) => stage.image.config.on_build.push(text.clone()),
             Kind::Shell(shell) => {
                 stage.image.config.shell.clone_from(shell);
                 stage.history(format!("SHELL [{}]", shell.join(" ")), false, self.plan.epoch);
-                Ok(())
             }
+            _ => {}
         }
     }
 

@@ -38,13 +38,16 @@ impl Lowering<'_> {
             if let Some(value) = value.as_ref().filter(|_| !scope::NOT_ENV.contains(&arg.name.as_str())) {
                 stage.env.set(arg.name.clone(), value.clone());
             }
-            if !from_above {
+            if from_above {
+                self.used_args.insert(arg.name.clone());
+            } else {
                 self.outline.args.retain(|info| info.name != arg.name);
                 self.outline.args.push(ArgInfo {
                     name: arg.name.clone(),
                     description: arg.description.clone(),
                     value: value.clone(),
                     lines: instruction.lines,
+                    made_of: std::collections::BTreeSet::new(),
                 });
             }
             texts.push(match &value {

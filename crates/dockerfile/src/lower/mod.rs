@@ -81,8 +81,11 @@ pub fn lower(
         return Err(Diagnostic::error("the plan is not complete: bases are missing").into());
     }
     let mut lowering = Lowering::new(file, plan, options, resolved)?;
-    lowering.run()?;
-    Ok(lowering.finish()?)
+    if let Err(fault) = lowering.run() {
+        return Err(DockerfileError::from(fault).after(&lowering.linter.warnings));
+    }
+    let warnings = lowering.linter.warnings.clone();
+    lowering.finish().map_err(|fault| DockerfileError::from(fault).after(&warnings))
 }
 
 /// The work of [`lower`].
@@ -107,6 +110,8 @@ pub(crate) struct Lowering<'a> {
     linter: Linter,
     ignored: PatternMatcher,
     outline: Outline,
+    /// Global arguments that stages take up.
+    used_args: BTreeSet<String>,
 }
 
 impl<'a> Lowering<'a> {
@@ -147,7 +152,8 @@ impl<'a> Lowering<'a> {
             stages: (0..nodes).map(|_| None).collect(),
             linter: plan.linter.clone(),
             ignored,
-            outline: Outline { args: plan.global_infos.clone(), ..Outline::default() },
+            outline: Outline::default(),
+            used_args: BTreeSet::new(),
         })
     }
 
@@ -214,6 +220,7 @@ impl<'a> Lowering<'a> {
         let Some(target) = self.stages[self.plan.target].take() else {
             return Err(Fault::new("the target was not lowered"));
         };
+        self.add_global_args();
         let scans = self.scans(&target)?;
         let bug = |e: kiln_llb::LlbError| Fault::new(e.to_string());
         let definition = self.builder.definition(target.output).map_err(bug)?;
@@ -235,6 +242,26 @@ impl<'a> Lowering<'a> {
             uses_context,
             outline: self.outline,
         })
+    }
+
+    /// Adds the global arguments that are used to the outline, with those that their defaults are made of.
+    fn add_global_args(&mut self) {
+        let mut open: Vec<String> = self.used_args.iter().cloned().collect();
+        for &id in &self.plan.reachable {
+            open.extend(self.plan.graph.nodes[id].used_args.iter().cloned());
+        }
+        let mut seen = BTreeSet::new();
+        while let Some(name) = open.pop() {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            let Some(info) = self.plan.global_infos.iter().find(|i| i.name == name) else { continue };
+            open.extend(info.made_of.iter().cloned());
+            if !self.outline.args.iter().any(|a| a.name == name) {
+                self.outline.args.push(info.clone());
+            }
+        }
+        self.outline.args.sort_by_key(|a| a.lines.first);
     }
 
     /// Applies labels and the platform that was asked for.

@@ -67,7 +67,7 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Dockerfile, DockerfileError> {
                 .hint("begin with an instruction such as FROM debian"),
         );
     }
-    if diagnostics.is_empty() { Ok(out) } else { Err(DockerfileError { diagnostics }) }
+    if diagnostics.is_empty() { Ok(out) } else { Err(DockerfileError { diagnostics, warnings: Vec::new() }) }
 }
 
 /// Gives an error its place and the field's wording.
