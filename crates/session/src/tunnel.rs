@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::{CancellationToken, DropGuard, PollSender};
+use tokio_util::sync::{CancellationToken, DropGuard, PollSender, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::transport::server::Connected;
 
@@ -154,7 +154,45 @@ impl AsyncWrite for Tunnel {
     }
 }
 
-impl Connected for Tunnel {
+/// A byte stream with a token for its life: when the token is cancelled the stream breaks, and when the stream is
+/// dropped, as a connection does with it at its end, the token is cancelled.
+pub(crate) struct Cut<I> {
+    io: I,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    _ended: DropGuard,
+}
+
+impl<I> Cut<I> {
+    pub(crate) fn new(io: I, life: &CancellationToken) -> Self {
+        Self { io, cut: Box::pin(life.clone().cancelled_owned()), _ended: life.clone().drop_guard() }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Cut<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // A connection always reads, so that this is where it is woken.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Cut<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl<I> Connected for Cut<I> {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}

@@ -28,7 +28,7 @@ use crate::proto::policysession::policy_verifier_server::{PolicyVerifier, Policy
 use crate::proto::secrets::secrets_server::SecretsServer;
 use crate::proto::ssh::ssh_server::SshServer;
 use crate::proto::upload::upload_server::UploadServer;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Cut, Tunnel};
 
 /// What a session will offer, in the making.
 pub struct SessionServerBuilder {
@@ -139,9 +139,10 @@ impl SessionServer {
     /// # Errors
     /// The connection breaks.
     pub async fn serve(self, tunnel: Tunnel) -> Result<(), SessionError> {
-        let ended = tunnel.ended();
-        // The server goes on until the one connection is over.
-        let connections = async_once(tunnel, ended);
+        // Connections are tasks of their own: this one ends with this future, and the server with the connection.
+        let life = CancellationToken::new();
+        let _end = life.clone().drop_guard();
+        let connections = async_once(Cut::new(tunnel, &life), life);
         Server::builder()
             .http2_max_header_list_size(limits::GRPC_HEADERS)
             .initial_stream_window_size(2 << 20)
@@ -154,7 +155,10 @@ impl SessionServer {
 }
 
 /// A stream of one connection that ends when the connection does.
-fn async_once(tunnel: Tunnel, ended: CancellationToken) -> impl futures::Stream<Item = Result<Tunnel, std::io::Error>> {
+fn async_once(
+    tunnel: Cut<Tunnel>,
+    ended: CancellationToken,
+) -> impl futures::Stream<Item = Result<Cut<Tunnel>, std::io::Error>> {
     futures::stream::unfold(Some(tunnel), move |tunnel| {
         let ended = ended.clone();
         async move {

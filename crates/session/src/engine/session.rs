@@ -1,18 +1,15 @@
 //! One client's session: its channel, what it offers, and when it ends.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use kiln_stdx::{Secret, limits};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
@@ -24,6 +21,7 @@ use crate::proto::health::health_client::HealthClient;
 use crate::proto::secrets::GetSecretRequest;
 use crate::proto::secrets::secrets_client::SecretsClient;
 use crate::proto::{exporter, policysession};
+use crate::tunnel::Cut;
 
 /// How often a session is asked whether it lives.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,8 +46,7 @@ impl Session {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let closed = CancellationToken::new();
-        let io = WatchedIo { io, _ended: closed.clone().drop_guard() };
-        let channel = connect::over(io).await?;
+        let channel = connect::over(Cut::new(io, &closed)).await?;
         Ok(Arc::new(Self {
             methods: headers.methods.iter().map(|m| m.to_ascii_lowercase()).collect(),
             headers,
@@ -266,31 +263,5 @@ impl Session {
     /// Returns a descriptor of a directory that the client handed over.
     pub fn direct_dir(&self, name: &str) -> Option<OwnedFd> {
         self.direct.lock().get(name).and_then(|fd| fd.try_clone().ok())
-    }
-}
-
-/// Notices the end of the connection: hyper drops the stream then.
-struct WatchedIo<I> {
-    io: I,
-    _ended: DropGuard,
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for WatchedIo<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for WatchedIo<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
