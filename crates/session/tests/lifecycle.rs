@@ -24,7 +24,7 @@ async fn a_session_can_be_awaited_before_it_comes() {
     let session = waiting.await.unwrap().unwrap();
     assert_eq!((session.id(), session.name(), session.shared_key()), (id.as_str(), "n", "shared"));
     assert!(session.supports("/GRPC.health.v1.Health/check") && !session.supports("/x/Y"));
-    assert_eq!(rig.registry.ids(), [id.clone()]);
+    assert_eq!(rig.registry.ids(), std::slice::from_ref(&id));
     running.close().await;
     tokio::time::timeout(PATIENCE, session.closed()).await.unwrap();
     assert!(rig.registry.try_get(&id).is_none());

@@ -75,12 +75,8 @@ impl DirWriter {
 
     /// Moves everything into an existing directory, one by one, directories made on the way.
     fn merge(&self) -> io::Result<()> {
-        let mut written = 0usize;
-        for stat in &self.entries {
-            if let Err(error) = self.place(stat) {
-                return Err(self.after(error, stat, written));
-            }
-            written += 1;
+        for (written, stat) in self.entries.iter().enumerate() {
+            self.place(stat).map_err(|error| self.after(error, stat, written))?;
         }
         for stat in self.entries.iter().rev().filter(|s| s.kind() == Kind::Dir) {
             set_metadata(&self.dest.join(os(&stat.path)), stat)?;
