@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::miss::MissReason;
@@ -28,17 +28,17 @@ pub type JobContext = Arc<dyn Any + Send + Sync>;
 /// The jobs that want a vertex, kept up to date while calls for it run.
 pub(crate) struct WantedBy {
     jobs: RwLock<BTreeMap<JobId, JobContext>>,
-    version: watch::Sender<u64>,
+    changed: Notify,
 }
 
 impl WantedBy {
     pub(crate) fn new() -> Self {
-        Self { jobs: RwLock::new(BTreeMap::new()), version: watch::Sender::new(0) }
+        Self { jobs: RwLock::new(BTreeMap::new()), changed: Notify::new() }
     }
 
     pub(crate) fn set(&self, jobs: BTreeMap<JobId, JobContext>) {
         *self.jobs.write() = jobs;
-        self.version.send_modify(|v| *v += 1);
+        self.changed.notify_waiters();
     }
 }
 
@@ -79,9 +79,9 @@ impl OpContext {
         self.wanted.jobs.read().values().filter_map(|cx| cx.clone().downcast::<T>().ok()).collect()
     }
 
-    /// Returns a receiver that sees a change whenever a job begins or ceases to want the vertex.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.wanted.version.subscribe()
+    /// Returns a future that ends when, from this call on, a job begins or ceases to want the vertex.
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.wanted.changed.notified()
     }
 
     /// Returns why the vertex is executed rather than loaded; set for `execute` only.

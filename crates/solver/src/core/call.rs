@@ -90,7 +90,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
     /// Returns whether another job's session may do what the lost one did not. Each job gives one more try.
     pub(super) fn may_retry(&mut self, vertex: VertexId, error: &OpError) -> bool {
         let Some(node) = self.nodes.get_mut(&vertex) else { return false };
-        let others = node.left + node.wanted.len().saturating_sub(1);
+        let others = node.left.union(&node.wanted).count().saturating_sub(1);
         if error.kind() != OpErrorKind::SessionLost || node.lost >= others || node.jobs.is_empty() {
             return false;
         }

@@ -62,7 +62,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
                     }
                     node.wants.remove(&job);
                     node.wanted.remove(&job);
-                    node.left += 1;
+                    node.left.insert(job);
                 }
             }
             stack.extend(node.inputs.iter().filter(|i| i.ask > Level::None).map(|i| (i.edge.vertex, job)));

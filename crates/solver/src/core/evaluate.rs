@@ -28,6 +28,10 @@ impl<R: Clone, O: Clone> Core<R, O> {
             return;
         }
         self.stop_needless_execution(vertex);
+        if !self.has_more_to_do(vertex) {
+            self.tell(vertex);
+            return;
+        }
         let mut actions = self.plan_outputs(vertex);
         // What is not called for is withdrawn before anything is started.
         let asks = self.asks(vertex);
@@ -45,6 +49,14 @@ impl<R: Clone, O: Clone> Core<R, O> {
         if !needed && !matches!(node.exec, Exec::Idle | Exec::Done(_)) {
             self.stop_execution(vertex);
         }
+    }
+
+    /// Returns whether any output lacks what is wanted of it, or wants inputs though it does not.
+    fn has_more_to_do(&self, vertex: VertexId) -> bool {
+        let Some(node) = self.nodes.get(&vertex) else { return false };
+        let lacking =
+            |out: &super::graph::Out<R>| !matches!(out.state, State::Complete(_)) && out.target() > Level::None;
+        node.outputs.values().any(lacking) || node.inputs.iter().any(|input| input.ask > Level::None)
     }
 
     fn plan_outputs(&mut self, vertex: VertexId) -> Vec<(OutputRef, Action)> {

@@ -117,8 +117,10 @@ pub(crate) struct Node<R, O> {
     pub miss: Option<Arc<MissReason>>,
     /// How often a call ended because its session did.
     pub lost: usize,
-    /// How many jobs have ceased to want it while others still do.
-    pub left: usize,
+    /// Whether it is on the list of vertices to be looked at.
+    pub queued: bool,
+    /// The jobs that have ceased to want it since it last succeeded or failed.
+    pub left: BTreeSet<JobId>,
 }
 
 /// An input of a vertex.

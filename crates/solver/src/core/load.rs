@@ -83,7 +83,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
             followers: BTreeSet::new(),
             miss: None,
             lost: 0,
-            left: 0,
+            queued: false,
+            left: BTreeSet::new(),
         };
         self.nodes.insert(id, Box::new(node));
         self.index.insert((spec.digest, fresh), id);

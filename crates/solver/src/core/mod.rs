@@ -55,7 +55,6 @@ pub(crate) struct Core<R, O> {
     /// The last save of each operation.
     saved_ops: BTreeMap<Digest, u64>,
     work: VecDeque<VertexId>,
-    in_work: BTreeSet<VertexId>,
     effects: Vec<Effect<R, O>>,
     next_vertex: u64,
     next_task: u64,
@@ -118,7 +117,6 @@ impl<R: Clone, O: Clone> Core<R, O> {
             saves: 0,
             saved_ops: BTreeMap::new(),
             work: VecDeque::new(),
-            in_work: BTreeSet::new(),
             effects: Vec::new(),
             next_vertex: 0,
             next_task: 0,
@@ -165,7 +163,9 @@ impl<R: Clone, O: Clone> Core<R, O> {
     fn settle(&mut self) {
         loop {
             while let Some(vertex) = self.work.pop_front() {
-                self.in_work.remove(&vertex);
+                if let Some(node) = self.nodes.get_mut(&vertex) {
+                    node.queued = false;
+                }
                 self.evaluate(vertex);
             }
             self.start_ready();
@@ -181,7 +181,9 @@ impl<R: Clone, O: Clone> Core<R, O> {
 
     /// Notes that a vertex is to be looked at.
     fn touch(&mut self, vertex: VertexId) {
-        if self.in_work.insert(vertex) {
+        if let Some(node) = self.nodes.get_mut(&vertex)
+            && !std::mem::replace(&mut node.queued, true)
+        {
             self.work.push_back(vertex);
         }
     }

@@ -160,7 +160,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
     fn keep_results(&mut self, vertex: VertexId, results: Vec<R>, known: Vec<Vec<super::graph::Known>>) {
         let Some(node) = self.nodes.get_mut(&vertex) else { return };
         node.lost = 0;
-        node.left = 0;
+        node.left.clear();
         let missing = node.outputs.iter().find_map(|(index, out)| {
             let wanted = out.target() == super::graph::Level::Complete && *index as usize >= results.len();
             wanted.then_some(*index)
@@ -222,7 +222,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
     pub(super) fn fail_with(&mut self, vertex: VertexId, failure: Failure) {
         let Some(node) = self.nodes.get_mut(&vertex) else { return };
         node.lost = 0;
-        node.left = 0;
+        node.left.clear();
         node.failure = Some(Failure { jobs: node.wanted.clone(), ..failure });
         self.touch(vertex);
     }

@@ -73,7 +73,7 @@ impl Checks {
         }
     }
 
-    fn broken<T>(&self, what: impl Into<String>) -> Result<T, String> {
+    pub fn broken<T>(&self, what: impl Into<String>) -> Result<T, String> {
         let mut text = what.into();
         for line in &self.log {
             text.push('\n');
@@ -220,9 +220,18 @@ impl Checks {
     }
 
     /// Somebody who waits must wait for something.
-    pub fn after_step(&self, core: &Core<Val, usize>, pending: &BTreeMap<TaskId, Waiting>) -> Result<(), String> {
+    pub fn after_step(
+        &self,
+        step: usize,
+        core: &Core<Val, usize>,
+        pending: &BTreeMap<TaskId, Waiting>,
+    ) -> Result<(), String> {
         if !self.open.is_empty() && pending.is_empty() {
             return self.broken(format!("{} wishes open and nothing under way", self.open.len()));
+        }
+        // The audit costs more than the step.
+        if step % 4 != 0 {
+            return Ok(());
         }
         core.audit().or_else(|error| self.broken(error))
     }

@@ -170,7 +170,7 @@ impl Sim {
             }
             *steps += 1;
             if *steps > 20_000 {
-                return Err("no end within 20,000 steps".to_owned());
+                return self.checks.broken("no end within 20,000 steps");
             }
             let act = !alive.is_empty() && (self.pending.is_empty() || self.rng.chance(25));
             let mut events = Vec::new();
@@ -189,7 +189,7 @@ impl Sim {
                 self.damage();
             }
             self.step(events)?;
-            self.checks.after_step(&self.core, &self.pending)?;
+            self.checks.after_step(*steps, &self.core, &self.pending)?;
         }
     }
 
@@ -218,11 +218,12 @@ impl Sim {
         if self.swarm.lost_sessions && self.rng.chance(4) {
             job.session = false;
         }
-        if self.swarm.cancels && self.rng.chance(6) {
-            if let Some(&ticket) = self.checks.tickets_of(id).first() {
-                self.checks.withdrawn.insert(ticket);
-                return Ok(Some(Event::Withdraw { job: id, ticket }));
-            }
+        if self.swarm.cancels
+            && self.rng.chance(6)
+            && let Some(&ticket) = self.checks.tickets_of(id).first()
+        {
+            self.checks.withdrawn.insert(ticket);
+            return Ok(Some(Event::Withdraw { job: id, ticket }));
         }
         if let Some(&(ticket, def, index)) = job.wants.get(job.next_want) {
             job.next_want += 1;

@@ -257,7 +257,7 @@ impl Bench {
         let events = move |event: VertexEvent| sink.events.lock().push((event.vertex, event.what));
         let spec = JobSpec { context: Arc::new(name.to_owned()), events: Arc::new(events), imports };
         let job = self.solver.job(spec).await.unwrap();
-        job.load(vertices.iter().map(|vertex| Vertex::clone(vertex)).collect()).await.unwrap();
+        job.load(vertices.iter().copied().cloned().collect()).await.unwrap();
         (job, log)
     }
 
