@@ -16,7 +16,8 @@ use crate::key::KeyRecord;
 /// starts no second `execute` of a vertex before the first has returned.
 #[async_trait]
 pub trait Op<R>: Send + Sync {
-    /// Returns the operation's own key. May do I/O: resolve a tag, look at a local directory.
+    /// Returns the operation's own key. May do I/O: resolve a tag, look at a local directory. It is begun on the solver's
+    /// own task, so what takes long before the first await belongs on a thread of its own.
     ///
     /// # Errors
     /// The vertex fails with the error.

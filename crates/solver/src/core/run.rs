@@ -253,7 +253,10 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 self.unregister_vertex(vertex);
                 self.release_followers(vertex);
             }
-            Exec::Following(leader, _) => self.unfollow(vertex, leader),
+            Exec::Following(leader, _) => {
+                self.report_interrupted(vertex);
+                self.unfollow(vertex, leader);
+            }
             state @ (Exec::Idle | Exec::Stopping(..) | Exec::Done(_)) => self.set_exec(vertex, state),
         }
     }

@@ -30,7 +30,7 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                     let cx = cx.clone();
                     async move { op.cache_map(&cx).await }
                 };
-                self.call(&cx, call, move |outcome| Event::Mapped { task, outcome });
+                self.call(&cx, Place::Here, call, move |outcome| Event::Mapped { task, outcome });
             }
             Effect::ContentKey { task, vertex, op, input, result } => {
                 let cx = self.context(task, vertex, None);
@@ -38,7 +38,7 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                     let cx = cx.clone();
                     async move { op.content_key(&cx, input, &result).await }
                 };
-                self.call(&cx, call, move |outcome| Event::ContentKeyed { task, outcome });
+                self.call(&cx, Place::Task, call, move |outcome| Event::ContentKeyed { task, outcome });
             }
             Effect::Explain { task, vertex, op, input, old, new, result } => {
                 let cx = self.context(task, vertex, None);
@@ -46,7 +46,10 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                     let cx = cx.clone();
                     async move { Ok(op.explain(&cx, input, &old, &new, &result).await) }
                 };
-                self.call(&cx, call, move |outcome| Event::Explained { task, detail: outcome.unwrap_or(None) });
+                self.call(&cx, Place::Task, call, move |outcome| Event::Explained {
+                    task,
+                    detail: outcome.unwrap_or(None),
+                });
             }
             Effect::Execute { task, vertex, op, inputs, miss } => {
                 let cx = self.context(task, vertex, Some(miss));
@@ -54,7 +57,7 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                     let cx = cx.clone();
                     async move { op.execute(&cx, &inputs).await }
                 };
-                self.call(&cx, call, move |outcome| Event::Executed { task, outcome });
+                self.call(&cx, Place::Task, call, move |outcome| Event::Executed { task, outcome });
             }
             Effect::Load { task, vertex, record } => self.load(task, vertex, record),
             Effect::Abort { task } => {
@@ -140,7 +143,7 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
             let cx = cx.clone();
             async move { Ok(store.load(&cx, record.key, &record.id).await) }
         };
-        self.call(&cx, call, move |outcome: Result<Result<Loaded<R>, KeyStoreError>, OpError>| {
+        self.call(&cx, Place::Task, call, move |outcome: Result<Result<Loaded<R>, KeyStoreError>, OpError>| {
             let outcome = match outcome {
                 Ok(Ok(Loaded::Hit(result))) => LoadOutcome::Hit(result),
                 Ok(Ok(Loaded::Gone(why))) => LoadOutcome::Gone(why),
@@ -171,18 +174,25 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
     fn call<T: Send + 'static>(
         &mut self,
         cx: &OpContext,
+        place: Place,
         call: impl Future<Output = Result<T, OpError>> + Send + 'static,
         wrap: impl FnOnce(Result<T, OpError>) -> Event<R> + Send + 'static,
     ) {
         let (cancel, grace) = (cx.cancel.clone(), self.grace);
-        self.tasks.spawn(async move {
+        let call = async move {
             let outcome = tokio::select! {
                 biased;
                 outcome = AssertUnwindSafe(call).catch_unwind() => outcome.unwrap_or_else(|panic| Err(panicked(&*panic))),
                 () = overdue(cancel, grace) => Err(OpError::canceled()),
             };
             Some(wrap(outcome))
-        });
+        };
+        match place {
+            Place::Here => self.try_here(call),
+            Place::Task => {
+                self.tasks.spawn(call);
+            }
+        }
     }
 
     /// Runs a future of a store, in place if it is done at once; `fallback` stands in for one that panics.
@@ -199,8 +209,13 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                 fallback
             }
         });
+        self.try_here(guarded);
+    }
+
+    /// Takes a future's outcome if it is there at once, else spawns it.
+    fn try_here(&mut self, future: impl Future<Output = Option<Event<R>>> + Send + 'static) {
         // The cooperative budget would make a long batch of answers pending for no reason.
-        let mut future = Box::pin(tokio::task::unconstrained(guarded));
+        let mut future = Box::pin(tokio::task::unconstrained(future));
         match future.as_mut().poll(&mut Context::from_waker(noop_waker_ref())) {
             Poll::Ready(event) => self.ready.extend(event),
             Poll::Pending => {
@@ -251,6 +266,15 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
             _ => {}
         }
     }
+}
+
+/// Where a call is begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On the solver's own task: most keys are computed without waiting for anything, and a task for each of them would
+    /// cost more than that.
+    Here,
+    Task,
 }
 
 fn contexts(jobs: &BTreeMap<JobId, JobEntry>, ids: &[JobId]) -> BTreeMap<JobId, JobContext> {
