@@ -66,7 +66,7 @@ fn wire_result(result: &FrontendResult) -> pb::Result {
             pb::result::Result::Refs(pb::RefMap { refs })
         }
     };
-    let metadata = result.metadata.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+    let metadata = result.metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     pb::Result { result: Some(refs), metadata, attestations: BTreeMap::new() }
 }
 
@@ -100,13 +100,13 @@ fn wire_stat(entry: &Entry) -> Stat {
     };
     let nanos = entry.mtime.0.saturating_mul(1_000_000_000).saturating_add(i64::from(entry.mtime.1));
     Stat {
-        path: entry.name().to_vec().into(),
+        path: entry.name().to_vec(),
         mode: kind | (to_go_mode(entry.mode) & !go::TYPE),
         uid: entry.uid,
         gid: entry.gid,
         size: i64::try_from(entry.size).unwrap_or(i64::MAX),
         mod_time: nanos,
-        linkname: entry.target.clone().into(),
+        linkname: entry.target.clone(),
         devmajor: i64::from(entry.rdev.0),
         devminor: i64::from(entry.rdev.1),
         ..Stat::default()
@@ -141,7 +141,7 @@ impl LlbBridge for BridgeService {
         .map_err(|e| convert::status(&e))?;
         Ok(Response::new(pb::ResolveImageConfigResponse {
             digest: resolved.root.to_string(),
-            config: resolved.config_json.into(),
+            config: resolved.config_json,
             r#ref: request.r#ref,
         }))
     }
@@ -168,7 +168,7 @@ impl LlbBridge for BridgeService {
         let no_config = request.image.is_some_and(|i| i.no_config);
         let image = pb::ResolveSourceImageResponse {
             digest: resolved.root.to_string(),
-            config: if no_config { Default::default() } else { resolved.config_json.into() },
+            config: if no_config { Default::default() } else { resolved.config_json },
             attestation_chain: None,
         };
         Ok(Response::new(pb::ResolveSourceMetaResponse {
@@ -208,7 +208,7 @@ impl LlbBridge for BridgeService {
         let data = inspect::read_file(bridge.parts(), &reference, &request.file_path, range)
             .await
             .map_err(|e| convert::status(&e))?;
-        Ok(Response::new(pb::ReadFileResponse { data: data.into() }))
+        Ok(Response::new(pb::ReadFileResponse { data: data }))
     }
 
     async fn read_dir(&self, request: Request<pb::ReadDirRequest>) -> Result<Response<pb::ReadDirResponse>, Status> {

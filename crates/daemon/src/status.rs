@@ -72,8 +72,8 @@ pub fn responses(log: &EventLog, batch: &[Arc<Event>]) -> Vec<StatusResponse> {
             Event::Warning(w) => response.warnings.push(VertexWarning {
                 vertex: w.vertex.to_string(),
                 level: w.level,
-                short: w.short.clone().into(),
-                detail: w.detail.iter().map(|d| d.clone().into()).collect(),
+                short: w.short.clone(),
+                detail: w.detail.iter().map(|d| d.clone()).collect(),
                 url: w.url.clone(),
                 info: w.source.clone(),
                 ranges: w.ranges.clone(),

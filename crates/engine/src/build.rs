@@ -45,6 +45,8 @@ pub struct BuildContext {
     pub counters: Counters,
     /// Images that were looked up, by name and platform: one answer holds for the whole build.
     pub images: Mutex<HashMap<(String, Platform), ResolvedImage>>,
+    /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
+    pub near: Mutex<HashMap<String, String>>,
     /// A file with certificate authorities that steps shall trust.
     pub ca_bundle: OnceLock<TempPath>,
     vertices: Mutex<HashMap<Digest, VertexEvent>>,
@@ -61,6 +63,7 @@ impl BuildContext {
             log,
             counters: Counters::default(),
             images: Mutex::default(),
+            near: Mutex::default(),
             ca_bundle: OnceLock::new(),
             vertices: Mutex::new(HashMap::new()),
             misses: Mutex::new(HashMap::new()),

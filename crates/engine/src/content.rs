@@ -1,11 +1,15 @@
 //! Content keys: the digest of what an operation sees of an input.
 
+use std::sync::Arc;
+
+use kiln_solver::OpContext;
 use kiln_stdx::Digest;
 use kiln_store::{ContentSelector, ImmutableRef};
 
+use crate::build::BuildContext;
 use crate::error::EngineError;
 use crate::keys::file::Selector;
-use crate::parts::Parts;
+use crate::parts::{Parts, builds};
 
 /// Returns the selector of a path with all below it, links followed.
 pub fn whole_path(path: String) -> Selector {
@@ -23,7 +27,13 @@ pub fn whole_path(path: String) -> Selector {
 ///
 /// # Errors
 /// A selected path does not exist, or the layers cannot be read.
-pub async fn digest(parts: &Parts, reference: &ImmutableRef, selectors: Vec<Selector>) -> Result<Digest, EngineError> {
+pub async fn digest(
+    parts: &Parts,
+    cx: &OpContext,
+    reference: &ImmutableRef,
+    selectors: Vec<Selector>,
+) -> Result<Digest, EngineError> {
+    let builds = builds(cx);
     let (store, reference) = (parts.store.clone(), reference.clone());
     parts
         .blocking(move || {
@@ -50,7 +60,7 @@ pub async fn digest(parts: &Parts, reference: &ImmutableRef, selectors: Vec<Sele
                     };
                     let text = format!("failed to calculate checksum of ref {id}: {what}");
                     let mut error = EngineError::new(e.class(), text);
-                    error.hint = nearest(&reference, &selector.path);
+                    error.hint = suggested(&builds, &selector.path).or_else(|| nearest(&reference, &selector.path));
                     error
                 })?;
                 digests.push(digest.to_string());
@@ -58,6 +68,13 @@ pub async fn digest(parts: &Parts, reference: &ImmutableRef, selectors: Vec<Sele
             Ok(Digest::of(digests.join("\0")))
         })
         .await
+}
+
+/// Returns a hint with what was seen beside a path when the client's directory was read.
+fn suggested(builds: &[Arc<BuildContext>], path: &str) -> Option<String> {
+    let clean = crate::paths::clean_relative(path);
+    let found = builds.iter().find_map(|build| build.near.lock().get(&clean).cloned())?;
+    Some(format!("did you mean `{found}`?"))
 }
 
 /// Returns a hint with the names nearest to a path that is not there.

@@ -36,11 +36,14 @@ struct Running {
     cancel: tokio_util::sync::CancellationToken,
 }
 
+/// What a frontend ends with.
+type Outcome = Result<FrontendResult, EngineError>;
+
 /// A build that its client drives.
 #[derive(Clone)]
 struct Gateway {
     bridge: Bridge,
-    done: Arc<Mutex<Option<oneshot::Sender<Result<FrontendResult, EngineError>>>>>,
+    done: Arc<Mutex<Option<oneshot::Sender<Outcome>>>>,
 }
 
 struct Inner {

@@ -118,7 +118,9 @@ pub fn busybox_root(dir: &Path) -> bool {
 /// The directory cannot be written.
 pub fn busybox_layout(dir: &Path) -> Option<PathBuf> {
     let root = dir.join("root");
-    busybox_root(&root).then(|| ())?;
+    if !busybox_root(&root) {
+        return None;
+    }
     let mut config = ImageConfig::default();
     config.config.env = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
     config.config.cmd = Some(vec!["sh".to_owned()]);

@@ -19,7 +19,6 @@ pub struct Run {
 
 /// What a program did.
 #[derive(Debug)]
-#[must_use = "look at how it ended"]
 pub struct Finished {
     /// Exit code; none when a signal ended it.
     pub code: Option<i32>,

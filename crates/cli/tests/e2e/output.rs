@@ -64,7 +64,7 @@ fn zstd_and_gzip_hold_the_same_tree() {
     let mut diff_ids = Vec::new();
     for (compression, suffix) in [("gzip", "+gzip"), ("zstd", "+zstd"), ("uncompressed", ".tar")] {
         let dest = env.out(compression);
-        let output = format!("type=oci,dest={},compression={compression}", dest.display());
+        let output = format!("type=oci,dest={},compression={compression},force-compression=true", dest.display());
         let _ = env.build(&["-o", &output]).ok();
         let image = kiln_testkit::Image::read(&dest);
         assert!(image.manifest.layers[0].media_type.ends_with(suffix), "{:?}", image.manifest.layers);

@@ -209,8 +209,7 @@ async fn answer(
             let seconds = match bridge.define(time.definition.clone()).await? {
                 Some(reference) => {
                     let layers = bridge.evaluate(&reference).await?;
-                    let newest = layers.tree()?.iter().map(|node| node.entry.mtime.0).max();
-                    newest
+                    layers.tree()?.iter().map(|node| node.entry.mtime.0).max()
                 }
                 None => None,
             };

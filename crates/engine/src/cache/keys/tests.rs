@@ -1,3 +1,5 @@
+//! The key store of an imported cache answers as the solver asks.
+
 use kiln_exporter::cacheconfig::{CacheLink, CacheNode};
 use kiln_solver::VertexDigest;
 use kiln_stdx::Digest;

@@ -95,10 +95,15 @@ impl Op<ImmutableRef> for Exec {
         Ok(CacheMap { digest: self.digest, record: self.record(), deps, life: KeyLife::Stored })
     }
 
-    async fn content_key(&self, _: &OpContext, input: usize, result: &ImmutableRef) -> Result<Option<Digest>, OpError> {
+    async fn content_key(
+        &self,
+        cx: &OpContext,
+        input: usize,
+        result: &ImmutableRef,
+    ) -> Result<Option<Digest>, OpError> {
         let Some(key) = self.keys.get(input) else { return Ok(None) };
         let selectors = key.content_paths().into_iter().map(content::whole_path).collect();
-        Ok(Some(content::digest(&self.parts, result, selectors).await?))
+        Ok(Some(content::digest(&self.parts, cx, result, selectors).await?))
     }
 
     async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {

@@ -31,9 +31,16 @@ pub struct Prepared {
 
 enum Output {
     /// What the step changes is kept.
-    Changes { parent: ImmutableRef, draft: LayerDraft, active: Active, dest: String },
+    Changes(Box<Changes>),
     /// The mount is read-only, so its output is what came in.
     Same(ImmutableRef),
+}
+
+struct Changes {
+    parent: ImmutableRef,
+    draft: LayerDraft,
+    active: Active,
+    dest: String,
 }
 
 impl Prepared {
@@ -119,7 +126,8 @@ impl Prepared {
                 match mount.output {
                     Some(output) => {
                         let dest = mount.dest.clone();
-                        self.outputs.push((output, Output::Changes { parent: reference, draft, active, dest }));
+                        let changes = Changes { parent: reference, draft, active, dest };
+                        self.outputs.push((output, Output::Changes(Box::new(changes))));
                     }
                     None => self._discarded.push(draft),
                 }
@@ -213,7 +221,8 @@ impl Prepared {
                 for (_, output) in outputs {
                     match output {
                         Output::Same(reference) => results.push(reference),
-                        Output::Changes { parent, draft, active, dest } => {
+                        Output::Changes(changes) => {
+                            let Changes { parent, draft, active, dest } = *changes;
                             let manifest = parts.snapshotter.collect(active, &*parent.tree()?, &draft.fs())?;
                             let about = format!("mount {dest} from exec {command}");
                             let info = layers::info(&parent, about, RecordType::Regular);

@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use super::simple::{Ids, time};
 use super::{archive, mode};
 use crate::error::EngineError;
-use crate::parts::Parts;
 use crate::paths::{base, clean_relative, has_wildcard};
 
 /// How many names are copied between looks at the cancel token.
@@ -24,7 +23,6 @@ const STRIDE: usize = 256;
 
 /// One copy action.
 pub struct CopyRun<'a> {
-    pub(super) parts: &'a Parts,
     pub(super) tree: Arc<Tree>,
     pub(super) dirs: Vec<PathBuf>,
     pub(super) copy: &'a Copy,
@@ -42,7 +40,6 @@ impl<'a> CopyRun<'a> {
     /// # Errors
     /// The source's layers cannot be read, or a pattern is malformed.
     pub fn new(
-        parts: &'a Parts,
         source: &ImmutableRef,
         copy: &'a Copy,
         owner: Option<Ids>,
@@ -52,7 +49,7 @@ impl<'a> CopyRun<'a> {
         let filter = PathFilter::new(&copy.include_patterns, &copy.exclude_patterns)
             .map_err(|e| EngineError::user(e.to_string()))?;
         let (tree, dirs) = (source.tree()?, source.dirs());
-        Ok(Self { parts, tree, dirs, copy, owner, now, cancel, filter, links: HashMap::new() })
+        Ok(Self { tree, dirs, copy, owner, now, cancel, filter, links: HashMap::new() })
     }
 
     /// Copies everything the action names.

@@ -82,9 +82,14 @@ impl Op<ImmutableRef> for File {
         Ok(CacheMap { digest: self.digest, record: self.record(), deps, life: KeyLife::Stored })
     }
 
-    async fn content_key(&self, _: &OpContext, input: usize, result: &ImmutableRef) -> Result<Option<Digest>, OpError> {
+    async fn content_key(
+        &self,
+        cx: &OpContext,
+        input: usize,
+        result: &ImmutableRef,
+    ) -> Result<Option<Digest>, OpError> {
         let Some(selectors) = self.read.get(&input) else { return Ok(None) };
-        Ok(Some(content::digest(&self.parts, result, FileKey::content_selectors(selectors)).await?))
+        Ok(Some(content::digest(&self.parts, cx, result, FileKey::content_selectors(selectors)).await?))
     }
 
     async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {

@@ -99,9 +99,14 @@ impl Local {
         let read = self.parts.blocking(move || {
             let last = remembered(&store, &memory);
             let uid = rustix::process::geteuid().as_raw();
-            direct::read(&store, &dir, uid, &wanted, last.as_ref(), &cancel)
+            let (reference, work) = direct::read(&store, &dir, uid, &wanted, last.as_ref(), &cancel)?;
+            let near = direct::near(&dir, &wanted, &reference)?;
+            Ok((reference, work, near))
         });
-        let (reference, work) = read.await?;
+        let (reference, work, near) = read.await?;
+        for build in progress.builds() {
+            build.near.lock().extend(near.iter().cloned());
+        }
         progress.status(&id, work.bytes, 0, started, true);
         Ok(reference)
     }

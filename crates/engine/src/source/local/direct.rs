@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Wanted;
 use super::assemble::{Assembly, Contents, Last, digest_of};
-use super::walk::{Found, open_file, stat_key, walk};
+use super::walk::{Found, names_in, open_file, stat_key, walk};
 use crate::error::EngineError;
 
 /// What one read of a directory did; for progress and for tests that count.
@@ -78,6 +78,27 @@ pub fn read(
     }
     let work = *files.work.lock();
     Ok((reference, work))
+}
+
+/// Returns the paths that were asked for by name and are not there, each with the nearest name beside it that is.
+///
+/// # Errors
+/// The layers of `reference` cannot be read.
+pub fn near(root: &OwnedFd, wanted: &Wanted, reference: &ImmutableRef) -> Result<Vec<(String, String)>, EngineError> {
+    let tree = reference.tree()?;
+    let mut near = Vec::new();
+    for path in wanted.follow.iter().map(|path| crate::paths::clean_relative(path)) {
+        if path.is_empty() || crate::paths::has_wildcard(&path) || tree.get(path.as_bytes()).is_some() {
+            continue;
+        }
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", &path));
+        let names = names_in(root.as_fd(), dir.as_bytes());
+        if let Some(found) = kiln_stdx::suggest::nearest(name, names.iter().map(String::as_str)) {
+            let found = if dir.is_empty() { found.to_owned() } else { format!("{dir}/{found}") };
+            near.push((path.clone(), found));
+        }
+    }
+    Ok(near)
 }
 
 fn unreadable(error: &std::io::Error) -> EngineError {

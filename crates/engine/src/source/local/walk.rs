@@ -55,6 +55,12 @@ pub fn open_file(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<std::fs::File>
         .map_err(|e| at(path, e.into()))
 }
 
+/// Returns the names in a directory beneath `root`; none when it cannot be read.
+pub fn names_in(root: BorrowedFd<'_>, dir: &[u8]) -> Vec<String> {
+    let names = Beneath(root).names(dir).unwrap_or_default();
+    names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect()
+}
+
 fn at(path: &[u8], error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", String::from_utf8_lossy(path)))
 }
