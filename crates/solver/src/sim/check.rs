@@ -230,7 +230,7 @@ impl Checks {
             return self.broken(format!("{} wishes open and nothing under way", self.open.len()));
         }
         // The audit costs more than the step.
-        if step % 4 != 0 {
+        if !step.is_multiple_of(4) {
             return Ok(());
         }
         core.audit().or_else(|error| self.broken(error))
