@@ -208,7 +208,7 @@ impl LlbBridge for BridgeService {
         let data = inspect::read_file(bridge.parts(), &reference, &request.file_path, range)
             .await
             .map_err(|e| convert::status(&e))?;
-        Ok(Response::new(pb::ReadFileResponse { data: data }))
+        Ok(Response::new(pb::ReadFileResponse { data }))
     }
 
     async fn read_dir(&self, request: Request<pb::ReadDirRequest>) -> Result<Response<pb::ReadDirResponse>, Status> {

@@ -73,7 +73,7 @@ pub fn responses(log: &EventLog, batch: &[Arc<Event>]) -> Vec<StatusResponse> {
                 vertex: w.vertex.to_string(),
                 level: w.level,
                 short: w.short.clone(),
-                detail: w.detail.iter().map(|d| d.clone()).collect(),
+                detail: w.detail.clone(),
                 url: w.url.clone(),
                 info: w.source.clone(),
                 ranges: w.ranges.clone(),
