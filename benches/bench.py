@@ -85,8 +85,8 @@ class Buildah:
 
     def build(self, context, extra=()):
         extra = [a for a in extra if a == "--no-cache"]
-        return run(["buildah", *self.storage, "build", "--layers", "--isolation=chroot", "--build-context",
-                    f"base=oci:{self.layout}:latest", *extra, context])
+        return run(["buildah", *self.storage, "build", "--layers", "--isolation=chroot", "--from",
+                    f"oci:{self.layout}:latest", *extra, context])
 
     def reset(self):
         subprocess.run(["buildah", *self.storage, "rmi", "-a", "-f"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
