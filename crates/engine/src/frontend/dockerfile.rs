@@ -29,7 +29,7 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let source = read_dockerfile(bridge, &mut files).await?;
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
     let file = parsed.map_err(|e| located(e, &source))?;
-    let ignore = read_ignore_file(bridge, &files, &source).await?;
+    let ignore = read_ignore_file(bridge, &files).await?;
     let multi = platforms.len() > 1 || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
     let mut result = FrontendResult::default();
     let mut refs = std::collections::BTreeMap::new();
@@ -130,7 +130,7 @@ async fn read_dockerfile(bridge: &Bridge, files: &mut Files) -> Result<SourceFil
 }
 
 /// Returns the patterns of the ignore file: the Dockerfile's own, else the context's.
-async fn read_ignore_file(bridge: &Bridge, files: &Files, _: &SourceFile) -> Result<Vec<String>, EngineError> {
+async fn read_ignore_file(bridge: &Bridge, files: &Files) -> Result<Vec<String>, EngineError> {
     if let Some(text) = &files.own_ignore {
         return Ok(kiln_dockerfile::ignore::parse(text));
     }

@@ -10,7 +10,7 @@ use kiln_session::{ContentStore, Session};
 use kiln_stdx::{Digest, limits};
 use kiln_store::Store;
 
-use super::resolve::ImageOrigin;
+use super::resolve::{ImageOrigin, keep, kept};
 use crate::error::EngineError;
 
 /// One image of a layout; layouts are always asked by digest, the client resolves tags.
@@ -39,7 +39,7 @@ impl ImageOrigin for LayoutImage {
     }
 
     async fn root(&self) -> Result<Descriptor, EngineError> {
-        let kept = self.kept(&self.digest).await;
+        let kept = kept(&self.store, self.digest).await;
         let bytes = match kept {
             Some(bytes) => bytes,
             None => self
@@ -56,15 +56,13 @@ impl ImageOrigin for LayoutImage {
     }
 
     async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, EngineError> {
-        if let Some(bytes) = self.kept(&descriptor.digest).await {
+        if let Some(bytes) = kept(&self.store, descriptor.digest).await {
             return Ok(bytes);
         }
         let read = self.content.read_all(&descriptor.digest, limits::MANIFEST).await;
         let bytes =
             read.map_err(|e| if e.is_not_found() { self.missing(&descriptor.digest) } else { EngineError::from(e) })?;
-        let (store, copy) = (self.store.clone(), bytes.clone());
-        // Keeping it saves a question next time; not being able to is no reason to fail.
-        let _ = tokio::task::spawn_blocking(move || store.put_blob(&copy).map(drop)).await;
+        keep(&self.store, &bytes).await;
         Ok(bytes)
     }
 
@@ -84,12 +82,5 @@ impl ImageOrigin for LayoutImage {
         }
         ingest.commit()?;
         Ok(())
-    }
-}
-
-impl LayoutImage {
-    async fn kept(&self, digest: &Digest) -> Option<Vec<u8>> {
-        let (store, digest) = (self.store.clone(), *digest);
-        tokio::task::spawn_blocking(move || store.read_blob(&digest, limits::MANIFEST).ok()).await.ok().flatten()
     }
 }

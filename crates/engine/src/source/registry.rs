@@ -7,11 +7,10 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use kiln_oci::{Descriptor, Reference};
 use kiln_registry::{Credentials, Registry, Repository};
-use kiln_stdx::limits;
 use kiln_store::Store;
 use tokio::sync::Mutex;
 
-use super::resolve::ImageOrigin;
+use super::resolve::{ImageOrigin, keep, kept};
 use crate::error::EngineError;
 
 /// One name in a registry, as one build sees it.
@@ -58,9 +57,7 @@ impl ImageOrigin for RegistryImage {
     }
 
     async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, EngineError> {
-        let (store, digest) = (self.store.clone(), descriptor.digest);
-        let kept = tokio::task::spawn_blocking(move || store.read_blob(&digest, limits::MANIFEST).ok()).await;
-        if let Ok(Some(bytes)) = kept {
+        if let Some(bytes) = kept(&self.store, descriptor.digest).await {
             return Ok(bytes);
         }
         let repository = Repository::from(&self.reference);
@@ -79,9 +76,7 @@ impl ImageOrigin for RegistryImage {
             }
             bytes
         };
-        let (store, copy) = (self.store.clone(), bytes.clone());
-        // Keeping it saves a request next time; not being able to is no reason to fail.
-        let _ = tokio::task::spawn_blocking(move || store.put_blob(&copy).map(drop)).await;
+        keep(&self.store, &bytes).await;
         Ok(bytes)
     }
 

@@ -40,6 +40,18 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
 }
 
+/// Returns a document that an earlier look-up kept in the store, verified.
+pub(super) async fn kept(store: &kiln_store::Store, digest: Digest) -> Option<Vec<u8>> {
+    let store = store.clone();
+    tokio::task::spawn_blocking(move || store.read_blob(&digest, limits::MANIFEST).ok()).await.ok().flatten()
+}
+
+/// Keeps a document in the store, which saves a question next time; not being able to is no reason to fail.
+pub(super) async fn keep(store: &kiln_store::Store, bytes: &[u8]) {
+    let (store, copy) = (store.clone(), bytes.to_vec());
+    let _ = tokio::task::spawn_blocking(move || store.put_blob(&copy).map(drop)).await;
+}
+
 /// Finds the image for `platform` behind an origin.
 ///
 /// # Errors
