@@ -77,6 +77,9 @@ pub enum DaemonCommand {
 /// Flags of `kiln daemon run`.
 #[derive(Debug, Args)]
 pub struct DaemonRunFlags {
+    /// Configuration file in the form of buildkitd.toml (default $KILN_CONFIG, else /etc/kiln/kiln.toml)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// End after this time without work, for example 10m (default: never in the foreground)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub idle_timeout: Option<Duration>,

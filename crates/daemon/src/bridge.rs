@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use futures::Stream;
+use kiln_engine::source::lookup::{ImageQuery, image_config};
 use kiln_engine::{Bridge, CacheSpec, Engine, FrontendRequest, FrontendResult, Ref, ResultRefs, inspect};
 use kiln_llb::caps;
 use kiln_session::errdetail;
@@ -43,7 +44,7 @@ impl BridgeService {
             return Ok(bridge.parts().store.scratch());
         }
         let reference = find(bridge, id)?;
-        bridge.evaluate(&reference).await.map_err(|e| convert::status(&e))
+        bridge.files(&reference).await.map_err(|e| convert::status(&e))
     }
 }
 
@@ -130,15 +131,14 @@ impl LlbBridge for BridgeService {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let layout = (request.resolver_type == 1).then_some((request.session_id, request.store_id));
-        let resolved = kiln_engine::source::lookup::image_config(
-            &bridge,
-            &request.r#ref,
-            convert::platform(request.platform),
+        let query = ImageQuery {
+            name: &request.r#ref,
+            platform: convert::platform(request.platform),
             layout,
-            &request.log_name,
-        )
-        .await
-        .map_err(|e| convert::status(&e))?;
+            pull: request.resolve_mode == "pull",
+            log_name: &request.log_name,
+        };
+        let resolved = image_config(&bridge, query).await.map_err(|e| convert::status(&e))?;
         Ok(Response::new(pb::ResolveImageConfigResponse {
             digest: resolved.root.to_string(),
             config: resolved.config_json,
@@ -162,9 +162,9 @@ impl LlbBridge for BridgeService {
                 return Ok(Response::new(pb::ResolveSourceMetaResponse { source: Some(source), ..Default::default() }));
             }
         };
-        let resolved = kiln_engine::source::lookup::image_config(&bridge, name, platform, layout, &request.log_name)
-            .await
-            .map_err(|e| convert::status(&e))?;
+        let pull = request.resolve_mode == "pull" || attr("image.resolvemode") == "pull";
+        let query = ImageQuery { name, platform, layout, pull, log_name: &request.log_name };
+        let resolved = image_config(&bridge, query).await.map_err(|e| convert::status(&e))?;
         let no_config = request.image.is_some_and(|i| i.no_config);
         let image = pb::ResolveSourceImageResponse {
             digest: resolved.root.to_string(),

@@ -11,6 +11,7 @@ use kiln_session::SessionRegistry;
 use kiln_snapshot::{CopySnapshotter, OverlaySnapshotter, Snapshotter};
 use kiln_store::{Meta, Store, StoreConfig};
 
+use crate::file::ConfigFile;
 use crate::{DaemonConfig, DaemonError};
 
 /// Seconds between checks of one blob or layer; for tests and for hosts that are not trusted.
@@ -23,6 +24,7 @@ const DRIVER: &str = "KILN_SNAPSHOTTER";
 /// # Errors
 /// The root is in use or cannot be written.
 pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
+    let registry = registry(config)?;
     let mut store_config = StoreConfig::new(&config.root);
     if let Some(seconds) = std::env::var(RECHECK).ok().and_then(|v| v.parse().ok()) {
         store_config.recheck = std::time::Duration::from_secs(seconds);
@@ -39,14 +41,22 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
     let parts = Parts {
         snapshotter: snapshotter(),
         executor: Arc::new(executor),
-        registry: Registry::new(RegistryConfig::default()),
+        registry,
         sessions: SessionRegistry::new(),
         entitlements: vec!["network.host".to_owned()],
         runtime_dir,
         work: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
+        unpacks: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
+        fetches: kiln_stdx::SingleFlight::new(),
         store,
     };
     Ok(Engine::new(Arc::new(parts), History::new(&history)))
+}
+
+fn registry(config: &DaemonConfig) -> Result<Registry, DaemonError> {
+    let Some(path) = &config.file else { return Ok(Registry::new(RegistryConfig::default())) };
+    let wrong = |why| DaemonError::Config { path: path.display().to_string(), why };
+    Ok(Registry::new(ConfigFile::read(path)?.registry().map_err(wrong)?))
 }
 
 fn start(what: &'static str, source: std::io::Error) -> DaemonError {

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct DaemonConfig {
     /// State root; absolute, exists, owned by the engine's user.
     pub root: PathBuf,
+    /// Configuration file in the form of `buildkitd.toml`.
+    pub file: Option<PathBuf>,
     /// Addresses to listen on, `unix://PATH`. A path may lead through `/proc/self/fd` when the real one is too long for a
     /// socket address; it stays valid while the engine runs.
     pub addresses: Vec<String>,

@@ -15,6 +15,14 @@ pub enum DaemonError {
         /// What the system said.
         source: io::Error,
     },
+    /// A configuration file that cannot be used.
+    #[error("configuration {path}: {why}")]
+    Config {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Another engine serves this root.
     #[error("another engine uses state root {root}")]
     InUse {
@@ -34,6 +42,9 @@ pub enum DaemonError {
 impl DaemonError {
     /// Returns the class of the error.
     pub fn class(&self) -> ErrorClass {
-        ErrorClass::Environment
+        match self {
+            Self::Config { .. } => ErrorClass::UserInput,
+            _ => ErrorClass::Environment,
+        }
     }
 }

@@ -9,6 +9,7 @@ mod content;
 mod control;
 mod convert;
 mod error;
+mod file;
 mod health;
 mod history;
 mod kiln;

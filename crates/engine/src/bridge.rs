@@ -14,11 +14,12 @@ use kiln_store::ImmutableRef;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use crate::build::BuildContext;
+use crate::build::{BuildContext, Progress};
 use crate::error::{EngineError, Location};
 use crate::load;
 use crate::parts::Parts;
 use crate::request::FrontendRequest;
+use crate::source::lazy;
 
 /// A result that may not have been built yet.
 #[derive(Clone)]
@@ -177,6 +178,17 @@ impl Bridge {
     /// Whatever building it fails with, with the place in the source it comes from.
     pub async fn evaluate(&self, reference: &Ref) -> Result<ImmutableRef, EngineError> {
         Ok(self.solved(reference).await?.result.clone())
+    }
+
+    /// Builds a ref and returns its layers with their files here.
+    ///
+    /// # Errors
+    /// As [`Bridge::evaluate`]; a layer that nobody needed before cannot be fetched.
+    pub async fn files(&self, reference: &Ref) -> Result<ImmutableRef, EngineError> {
+        let layers = self.evaluate(reference).await?;
+        let progress = Progress::of_build(&self.0.build, reference.0.edge.vertex.0);
+        lazy::unpack(&self.0.parts, &progress, [&layers]).await?;
+        Ok(layers)
     }
 
     /// Builds a ref and returns all that the solver knows of it.

@@ -266,21 +266,41 @@ fn status(vertex: Digest, id: &str, current: u64, total: u64, started: SystemTim
     })
 }
 
-/// Shows progress of a call of an operation to every build that wants its vertex at that moment.
+/// Shows progress of a call of an operation to every build that wants its vertex at that moment, or of work that one
+/// build does for itself.
 #[derive(Clone)]
-pub struct Progress {
-    cx: OpContext,
+pub struct Progress(Shown);
+
+#[derive(Clone)]
+enum Shown {
+    Call(OpContext),
+    Build(Arc<BuildContext>, Digest),
 }
 
 impl Progress {
     /// Returns the progress of this call.
     pub fn new(cx: &OpContext) -> Self {
-        Self { cx: cx.clone() }
+        Self(Shown::Call(cx.clone()))
+    }
+
+    /// Returns the progress of a vertex of one build.
+    pub fn of_build(build: &Arc<BuildContext>, vertex: Digest) -> Self {
+        Self(Shown::Build(build.clone(), vertex))
     }
 
     /// Returns the builds that want the vertex now, oldest first.
     pub fn builds(&self) -> Vec<Arc<BuildContext>> {
-        self.cx.contexts::<BuildContext>()
+        match &self.0 {
+            Shown::Call(cx) => cx.contexts::<BuildContext>(),
+            Shown::Build(build, _) => vec![build.clone()],
+        }
+    }
+
+    fn vertex(&self) -> Digest {
+        match &self.0 {
+            Shown::Call(cx) => cx.vertex().0,
+            Shown::Build(_, vertex) => *vertex,
+        }
     }
 
     /// Passes on what a step printed.
@@ -289,13 +309,13 @@ impl Progress {
     /// The log cannot be spooled.
     pub fn log(&self, stream: i32, data: &[u8]) -> std::io::Result<()> {
         let now = SystemTime::now();
-        self.builds().iter().try_for_each(|build| build.log.log(self.cx.vertex().0, stream, now, data))
+        self.builds().iter().try_for_each(|build| build.log.log(self.vertex(), stream, now, data))
     }
 
     /// Shows a status line: bytes done of a total, or a timer when both are 0.
     pub fn status(&self, id: &str, current: u64, total: u64, started: SystemTime, done: bool) {
         for build in self.builds() {
-            build.status(self.cx.vertex().0, id, current, total, started, done);
+            build.status(self.vertex(), id, current, total, started, done);
         }
     }
 
@@ -311,7 +331,7 @@ impl Progress {
     /// Shows a warning.
     pub fn warn(&self, short: &str) {
         for build in self.builds() {
-            build.warn(self.cx.vertex().0, short);
+            build.warn(self.vertex(), short);
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::build::BuildContext;
 use crate::error::EngineError;
 use crate::keys::file::Selector;
 use crate::parts::{Parts, builds};
+use crate::source::lazy;
 
 /// Returns the selector of a path with all below it, links followed.
 pub fn whole_path(path: String) -> Selector {
@@ -33,6 +34,7 @@ pub async fn digest(
     reference: &ImmutableRef,
     selectors: Vec<Selector>,
 ) -> Result<Digest, EngineError> {
+    lazy::unpack_inputs(parts, cx, [reference]).await?;
     let builds = builds(cx);
     let (store, reference) = (parts.store.clone(), reference.clone());
     parts

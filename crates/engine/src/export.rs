@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use kiln_exporter::{ExportContext, ExportError, ExportProgress, ExportSource, Exporter, PlatformResult, RemoteLayers};
+use kiln_exporter::{ExportContext, ExportError, ExportProgress, ExportSource, Exporter, PlatformResult};
 use kiln_oci::Platform;
-use kiln_registry::Repository;
 use kiln_stdx::{Digest, limits};
-use kiln_store::{Blob, ImmutableRef, Layer};
+use kiln_store::Blob;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::bridge::{Bridge, FrontendResult, ResultRefs};
-use crate::build::BuildContext;
+use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
+use crate::remote::Origins;
 use crate::request::{ExporterSpec, SolveRequest, SolveResponse};
 use crate::session::SessionCredentials;
+use crate::source::lazy;
 
 impl From<ExportError> for EngineError {
     fn from(error: ExportError) -> Self {
@@ -73,19 +74,24 @@ async fn one(
     progress: Arc<VertexProgress>,
 ) -> Result<BTreeMap<String, String>, EngineError> {
     let parts = bridge.parts();
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let fetching = Progress::of_build(bridge.build(), progress.vertex);
     let context = ExportContext {
         store: parts.store.clone(),
-        remote: Arc::new(Unpacked),
+        remote: Origins::new(parts, fetching.clone(), &cancel),
         progress,
         compatibility: 30,
-        cancel: tokio_util::sync::CancellationToken::new(),
+        cancel,
     };
     // Dropping this future, as a cancelled build does, calls off the blocking part too.
     let _cancel = context.cancel.clone().drop_guard();
+    let _layers = bring(bridge, exporter, source, &fetching).await?;
     let (exporter_copy, source_copy) = (exporter.clone(), source.clone());
     let built = parts.blocking(move || Ok(exporter_copy.build(&context, &source_copy)?)).await?;
     if request.session.is_empty() {
         built.deliver_to_store().await?;
+        let nobody: kiln_registry::Credentials = Arc::new(kiln_registry::Anonymous);
+        built.push(&parts.registry, &nobody).await?;
     } else {
         let session = parts.sessions.get(&request.session, limits::SESSION_WAIT).await?;
         let id = spec.id.parse().unwrap_or_else(|_| u32::try_from(number).unwrap_or_default());
@@ -94,6 +100,24 @@ async fn one(
         built.push(&parts.registry, &credentials).await?;
     }
     Ok(built.response)
+}
+
+/// Brings layers that nobody read so far and that this output reads. What is returned keeps them.
+async fn bring(
+    bridge: &Bridge,
+    exporter: &Exporter,
+    source: &ExportSource,
+    progress: &Progress,
+) -> Result<Vec<Blob>, EngineError> {
+    let mut kept = Vec::new();
+    for reference in source.entries.iter().filter_map(|entry| entry.reference.as_ref()) {
+        if exporter.needs_files() {
+            lazy::unpack(bridge.parts(), progress, [reference]).await?;
+        } else if exporter.needs_bytes() {
+            kept.extend(lazy::fetch_missing(bridge.parts(), progress, reference).await?);
+        }
+    }
+    Ok(kept)
 }
 
 #[derive(Deserialize)]
@@ -168,33 +192,12 @@ fn platforms(result: &FrontendResult) -> Result<Vec<NamedPlatform>, EngineError>
     Ok(list.platforms)
 }
 
-/// Layers are pulled whole before a build ends, so nothing is left to fetch.
-struct Unpacked;
-
-impl RemoteLayers for Unpacked {
-    fn fetch(&self, layer: &Layer, digest: &Digest) -> Result<Blob, ExportError> {
-        Err(ExportError::from(kiln_store::StoreError::Damage {
-            what: format!("blob {digest} of layer {} is not in the store", layer.id()),
-        }))
-    }
-
-    fn unpack(&self, reference: &ImmutableRef) -> Result<(), ExportError> {
-        match reference.lazy_layers().first() {
-            None => Ok(()),
-            Some((_, layer)) => Err(ExportError::from(kiln_store::StoreError::Lazy(layer.id()))),
-        }
-    }
-
-    fn repository(&self, _: &Layer) -> Option<Repository> {
-        None
-    }
-}
-
 /// Shows an export's statuses below its vertex.
 struct VertexProgress {
     build: Arc<BuildContext>,
     vertex: Digest,
-    started: Mutex<BTreeMap<String, SystemTime>>,
+    /// When each status began, and its total in bytes.
+    started: Mutex<BTreeMap<String, (SystemTime, u64)>>,
 }
 
 impl VertexProgress {
@@ -203,8 +206,14 @@ impl VertexProgress {
     }
 
     fn show(&self, id: &str, current: u64, total: u64, done: bool) {
-        let started = *self.started.lock().entry(id.to_owned()).or_insert_with(SystemTime::now);
-        self.build.status(self.vertex, id, current, total, started, done);
+        let (started, known) = {
+            let mut all = self.started.lock();
+            let entry = all.entry(id.to_owned()).or_insert_with(|| (SystemTime::now(), total));
+            entry.1 = entry.1.max(total);
+            *entry
+        };
+        let current = if done { known } else { current };
+        self.build.status(self.vertex, id, current, known, started, done);
     }
 }
 

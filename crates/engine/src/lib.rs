@@ -20,6 +20,7 @@ pub mod load;
 pub mod ops;
 pub mod parts;
 pub mod paths;
+pub mod remote;
 pub mod request;
 pub mod session;
 pub mod source;

@@ -8,7 +8,8 @@ use kiln_registry::Registry;
 use kiln_session::SessionRegistry;
 use kiln_snapshot::Snapshotter;
 use kiln_solver::OpContext;
-use kiln_store::Store;
+use kiln_stdx::{Digest, SingleFlight};
+use kiln_store::{Blob, Store};
 
 use crate::build::BuildContext;
 use crate::error::EngineError;
@@ -26,6 +27,10 @@ pub struct Parts {
     pub runtime_dir: PathBuf,
     /// Bounds kiln's own work (hashing, copying, unpacking) to the number of cores.
     pub work: Arc<tokio::sync::Semaphore>,
+    /// Bounds layers being unpacked. Apart from `work`, since work may wait for a layer.
+    pub unpacks: Arc<tokio::sync::Semaphore>,
+    /// Layers on their way, by digest of the blob.
+    pub fetches: SingleFlight<Digest, Blob>,
 }
 
 impl Parts {
@@ -37,14 +42,32 @@ impl Parts {
         &self,
         work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
-        let permit = self.work.clone().acquire_owned().await;
-        let joined = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            work()
-        })
-        .await;
-        joined.map_err(|e| EngineError::new(kiln_stdx::ErrorClass::Bug, format!("a task panicked: {e}")))?
+        bounded(&self.work, work).await
     }
+
+    /// Runs the unpacking of a layer on a thread of its own, at most as many at once as there are cores.
+    ///
+    /// # Errors
+    /// As [`Self::blocking`].
+    pub async fn unpacking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        bounded(&self.unpacks, work).await
+    }
+}
+
+async fn bounded<T: Send + 'static>(
+    bound: &Arc<tokio::sync::Semaphore>,
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    let permit = bound.clone().acquire_owned().await;
+    let joined = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        work()
+    })
+    .await;
+    joined.map_err(|e| EngineError::new(kiln_stdx::ErrorClass::Bug, format!("a task panicked: {e}")))?
 }
 
 /// Returns the builds that want the vertex of this call, oldest first; at least one while the call is wanted.

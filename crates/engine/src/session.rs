@@ -3,10 +3,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use kiln_llb::op::SessionFile;
-use kiln_registry::{Credential, CredentialError, CredentialSource};
+use kiln_registry::{Credential, CredentialError, CredentialSource, Token, TokenRequest};
+use kiln_session::proto::filesync::FetchTokenRequest;
 use kiln_session::{Session, SshForward};
 use kiln_solver::{OpContext, OpError};
 use kiln_stdx::{ErrorClass, Secret, limits, rand_id};
@@ -110,6 +112,25 @@ impl CredentialSource for SessionCredentials {
         let host = if host == "registry-1.docker.io" { "https://index.docker.io/v1/" } else { host };
         match session.credentials(host).await {
             Ok(found) => Ok(found.map(|c| Credential { username: c.username, secret: c.secret })),
+            Err(error) => Err(CredentialError(error.to_string())),
+        }
+    }
+
+    async fn token(&self, request: &TokenRequest) -> Result<Option<Token>, CredentialError> {
+        let Some(session) = &self.0 else { return Ok(None) };
+        let asked = FetchTokenRequest {
+            client_id: "kiln".to_owned(),
+            host: request.host.clone(),
+            realm: request.realm.clone(),
+            service: request.service.clone(),
+            scopes: request.scopes.clone(),
+        };
+        match session.fetch_token(asked).await {
+            Ok(None) => Ok(None),
+            Ok(Some(token)) => {
+                let lifetime = u64::try_from(token.expires_in).ok().filter(|s| *s > 0).map(Duration::from_secs);
+                Ok(Some(Token { value: Secret::new(token.token.into_bytes()), expires_in: lifetime }))
+            }
             Err(error) => Err(CredentialError(error.to_string())),
         }
     }

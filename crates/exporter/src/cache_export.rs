@@ -65,14 +65,14 @@ impl CacheLayers {
         self.context.check_canceled()?;
         let CacheCompression { compression, force } = self.compression;
         let LayerBlob { mut descriptor, diff_id, blob } =
-            layer_blob(&self.context, layer, &BlobOptions { compression, force, epoch: None })?;
+            layer_blob(&self.context, layer, &BlobOptions { compression, force, epoch: None, here: false })?;
         let notes = &mut descriptor.annotations;
         notes.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
         notes.insert(CREATED_AT.to_owned(), format_seconds(i64::try_from(layer.created()).unwrap_or(i64::MAX)));
         notes.insert(DESCRIPTION.to_owned(), layer.description());
         notes.retain(|_, text| !text.is_empty());
         let data = blob.map_or_else(|| Data::Remote(layer.clone()), Data::Blob);
-        Ok(Content { descriptor, data })
+        Ok(Content { descriptor, data, layer: Some(layer.clone()) })
     }
 
     /// Makes the cache of `nodes`, whose results are layers of this collection; none where no key has a result.
@@ -152,5 +152,26 @@ pub(crate) fn layer_blob(context: &ExportContext, layer: &Layer, wanted: &BlobOp
             Ok(context.store.layer_blob(layer, wanted)?)
         }
         other => Ok(other?),
+    }
+}
+
+/// As [`layer_blob`], with the bytes here: fetched, or, where the place they came from no longer has them, made from the
+/// layer's files, which gives the layer another digest but the same content.
+pub(crate) fn layer_blob_here(context: &ExportContext, layer: &Layer, wanted: &BlobOptions) -> Result<LayerBlob> {
+    let mut found = layer_blob(context, layer, wanted)?;
+    if found.blob.is_some() {
+        return Ok(found);
+    }
+    match context.remote.fetch(layer, &found.descriptor.digest) {
+        Ok(blob) => {
+            found.blob = Some(blob);
+            Ok(found)
+        }
+        Err(error) if layer.is_unpacked() && error.class() != kiln_stdx::ErrorClass::Canceled => {
+            let what = format!("layer {} cannot be fetched again and is made from its files", found.descriptor.digest);
+            context.progress.warn(&format!("{what}: {error}"));
+            Ok(context.store.layer_blob(layer, &BlobOptions { here: true, ..wanted.clone() })?)
+        }
+        Err(error) => Err(error),
     }
 }

@@ -10,7 +10,7 @@ use kiln_store::{BlobOptions, LayerBlob};
 
 use crate::annotation::{AnnotationSet, AnnotationTarget};
 use crate::attest::{self, Subject};
-use crate::cache_export::layer_blob;
+use crate::cache_export::{layer_blob, layer_blob_here};
 use crate::content::{Content, Data};
 use crate::context::ExportContext;
 use crate::error::{ExportError, Result};
@@ -80,6 +80,15 @@ impl BuiltImage {
     }
 }
 
+/// Whether an image's bytes have to be here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LayerBytes {
+    /// They are going to be read.
+    Needed,
+    /// Who takes the image may have them already.
+    MayBeElsewhere,
+}
+
 /// Builds the image of `source`.
 ///
 /// # Errors
@@ -88,9 +97,10 @@ pub(crate) fn build(
     context: &ExportContext,
     kind: ExporterKind,
     options: &CommitOptions,
+    bytes: LayerBytes,
     source: &ExportSource,
 ) -> Result<BuiltImage> {
-    let mut commit = Commit::new(context, kind, options, source)?;
+    let mut commit = Commit::new(context, kind, options, bytes, source)?;
     let as_index = source.keyed || source.entries.iter().any(|e| !commit.attestations(e).is_empty());
     if as_index {
         commit.index(source)?
@@ -103,6 +113,7 @@ pub(crate) fn build(
 struct Commit<'a> {
     context: &'a ExportContext,
     options: &'a CommitOptions,
+    bytes: LayerBytes,
     source: &'a ExportSource,
     annotations: AnnotationSet,
     names: Vec<Reference>,
@@ -121,6 +132,7 @@ impl<'a> Commit<'a> {
         context: &'a ExportContext,
         kind: ExporterKind,
         options: &'a CommitOptions,
+        bytes: LayerBytes,
         source: &'a ExportSource,
     ) -> Result<Self> {
         if kind == ExporterKind::Docker && source.keyed {
@@ -147,6 +159,7 @@ impl<'a> Commit<'a> {
         Ok(Self {
             context,
             options,
+            bytes,
             source,
             annotations,
             names: image_names(options, source)?,
@@ -325,12 +338,15 @@ impl<'a> Commit<'a> {
     fn layer(&self, layer: &kiln_store::Layer, epoch: Option<i64>) -> Result<FinishedLayer> {
         self.context.check_canceled()?;
         let (compression, force) = (self.options.compression, self.options.force_compression);
-        let wanted = BlobOptions { compression, force, epoch };
-        let LayerBlob { mut descriptor, diff_id, blob } = layer_blob(self.context, layer, &wanted)?;
+        let wanted = BlobOptions { compression, force, epoch, here: false };
+        let LayerBlob { mut descriptor, diff_id, blob } = match self.bytes {
+            LayerBytes::Needed => layer_blob_here(self.context, layer, &wanted)?,
+            LayerBytes::MayBeElsewhere => layer_blob(self.context, layer, &wanted)?,
+        };
         layer_media::convert(&mut descriptor, self.oci_types, self.options.prefer_nondist);
         let data = blob.map_or_else(|| Data::Remote(layer.clone()), Data::Blob);
         let note = LayerNote { description: layer.description(), created: Some(layer.created()) };
-        Ok(FinishedLayer { content: Content { descriptor, data }, diff_id, note })
+        Ok(FinishedLayer { content: Content { descriptor, data, layer: Some(layer.clone()) }, diff_id, note })
     }
 
     fn add(&mut self, content: Content) {

@@ -18,6 +18,8 @@ pub struct Content {
     /// Media type, digest and size.
     pub descriptor: Descriptor,
     pub(crate) data: Data,
+    /// The layer that it is a form of.
+    pub(crate) layer: Option<Layer>,
 }
 
 #[derive(Clone)]
@@ -32,7 +34,7 @@ pub(crate) enum Data {
 
 impl Content {
     pub(crate) fn document(descriptor: Descriptor, bytes: Vec<u8>) -> Self {
-        Self { descriptor, data: Data::Bytes(bytes.into()) }
+        Self { descriptor, data: Data::Bytes(bytes.into()), layer: None }
     }
 
     /// Returns the bytes of a document; none for layers.

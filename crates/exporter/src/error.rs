@@ -34,7 +34,7 @@ pub enum ExportError {
     Store(#[from] kiln_store::StoreError),
     /// A layer that is elsewhere could not be fetched.
     #[error("cannot fetch layer {layer}: {why}")]
-    Fetch { layer: String, why: String, class: ErrorClass },
+    Fetch { layer: String, why: String, class: ErrorClass, hint: Option<String> },
     /// The push failed.
     #[error("failed to push {name}: {source}")]
     Push { name: String, source: Box<kiln_registry::RegistryError> },
@@ -87,6 +87,7 @@ impl ExportError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Push { source, .. } => source.hint(),
+            Self::Fetch { hint, .. } => hint.clone(),
             Self::Write { source, .. } if source.raw_os_error() == Some(28) => {
                 Some("the disk of the output is full; free some space or choose another destination".to_owned())
             }

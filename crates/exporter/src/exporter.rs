@@ -8,7 +8,7 @@ use kiln_registry::{Credentials, Registry};
 use kiln_session::Session;
 
 use crate::archive::Archive;
-use crate::commit::{self, BuiltImage};
+use crate::commit::{self, BuiltImage, LayerBytes};
 use crate::content::Content;
 use crate::context::ExportContext;
 use crate::error::{ExportError, Result};
@@ -68,6 +68,25 @@ impl Exporter {
         &self.options
     }
 
+    /// Tells whether the files of every layer are going to be read, or are asked for.
+    pub fn needs_files(&self) -> bool {
+        match self.options.kind {
+            ExporterKind::Local | ExporterKind::Tar => true,
+            ExporterKind::Image => self.options.image.unpack,
+            ExporterKind::Oci | ExporterKind::Docker => false,
+        }
+    }
+
+    /// Tells whether the bytes of every layer's blob are going to be read. A registry may have them, so a push alone does
+    /// not say.
+    pub fn needs_bytes(&self) -> bool {
+        match self.options.kind {
+            ExporterKind::Local | ExporterKind::Tar => false,
+            ExporterKind::Oci | ExporterKind::Docker => true,
+            ExporterKind::Image => self.options.image.store && !self.options.image.store_incomplete,
+        }
+    }
+
     /// Makes the output of `source`. Blocking: call it on a thread that may wait.
     ///
     /// # Errors
@@ -86,7 +105,7 @@ impl Exporter {
                 Ok(built(BTreeMap::new(), output))
             }
             ExporterKind::Oci | ExporterKind::Docker => {
-                let image = commit::build(context, options.kind, &options.commit, source)?;
+                let image = commit::build(context, options.kind, &options.commit, LayerBytes::Needed, source)?;
                 let response = image.response()?;
                 let output = match options.tar {
                     true => Output::Archive(Archive::new(context, &image, options.kind == ExporterKind::Docker)?),
@@ -95,8 +114,14 @@ impl Exporter {
                 Ok(built(response, output))
             }
             ExporterKind::Image => {
-                let mut image = commit::build(context, options.kind, &options.commit, source)?;
+                let bytes = if self.needs_bytes() { LayerBytes::Needed } else { LayerBytes::MayBeElsewhere };
+                let mut image = commit::build(context, options.kind, &options.commit, bytes, source)?;
                 image::add_dangling_name(&mut image, &options.image)?;
+                image::identify(context, options, source)?;
+                if self.needs_files() {
+                    let references = source.entries.iter().filter_map(|e| e.reference.as_ref());
+                    references.filter(|r| !r.is_unpacked()).try_for_each(|r| context.remote.unpack(r))?;
+                }
                 let response = image.response()?;
                 Ok(built(response, Output::Image { image: Box::new(image), options: options.clone() }))
             }

@@ -7,8 +7,9 @@ use crate::commit::BuiltImage;
 use crate::content::{Content, Data};
 use crate::context::ExportContext;
 use crate::error::{ExportError, Result};
-use crate::options::ImageOptions;
+use crate::options::{ImageOptions, Options};
 use crate::progress::Status;
+use crate::source::ExportSource;
 
 /// Adds the name that an image without one gets, or that every image gets, `<prefix>@<digest>`.
 pub(crate) fn add_dangling_name(image: &mut BuiltImage, options: &ImageOptions) -> Result<()> {
@@ -19,6 +20,15 @@ pub(crate) fn add_dangling_name(image: &mut BuiltImage, options: &ImageOptions) 
     let bad = |why: String| ExportError::invalid("dangling-name-prefix", prefix, why);
     let name = format!("{prefix}@{}", image.descriptor.digest);
     image.names.push(Reference::parse(&name).map_err(|e| bad(e.to_string()))?);
+    Ok(())
+}
+
+/// Lets an image that goes into the store be built on without unpacking what is here already.
+pub(crate) fn identify(context: &ExportContext, options: &Options, source: &ExportSource) -> Result<()> {
+    if options.image.store && !options.commit.rewrite_timestamp {
+        let references = source.entries.iter().filter_map(|entry| entry.reference.as_ref());
+        references.into_iter().try_for_each(|reference| context.store.identify(reference))?;
+    }
     Ok(())
 }
 

@@ -234,6 +234,11 @@ impl Options {
         }
         options.commit.compression.level = level(attributes, options.commit.compression.kind)?;
         options.check()?;
+        // An image that is pushed and not even unpacked here is for elsewhere; keeping it would fetch layers that nothing reads.
+        let elsewhere = options.image.push && attributes.contains_key("unpack") && !options.image.unpack;
+        if elsewhere && !attributes.contains_key("store") {
+            options.image.store = false;
+        }
         Ok(options)
     }
 

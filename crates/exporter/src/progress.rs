@@ -53,6 +53,14 @@ impl Status {
     }
 }
 
+impl Status {
+    /// Takes bytes back that were counted and have to be moved again.
+    pub(crate) fn take_back(&mut self, bytes: u64) {
+        self.current = self.current.saturating_sub(bytes);
+        self.told = self.told.min(self.current);
+    }
+}
+
 impl Drop for Status {
     fn drop(&mut self) {
         if self.current > self.told {

@@ -1,14 +1,15 @@
 //! Images on their way to a registry: blobs side by side, then manifests, the root last.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use kiln_oci::Reference;
-use kiln_registry::{BlobSource, Credentials, FileBlob, Registry, RegistryError, Repository};
+use kiln_registry::{BlobSource, Credentials, FileBlob, Pushed, Registry, RegistryError, Repository};
 use kiln_stdx::Digest;
 use parking_lot::Mutex;
 
@@ -23,7 +24,8 @@ use crate::send::joined;
 /// Most blobs of one image on their way at once; the registry client has its own bound per host.
 const UPLOADS: usize = 4;
 
-/// Uploads `image` under each of its names.
+/// Uploads `image` under each of its names: hosts side by side, and of one host each repository once, the later ones
+/// mounting what the earlier ones have.
 ///
 /// # Errors
 /// The registry refuses or cannot be reached; a blob is damaged or cannot be fetched.
@@ -34,14 +36,39 @@ pub async fn push_image(
     registry: &Registry,
     credentials: &Credentials,
 ) -> Result<()> {
+    let mut hosts: BTreeMap<&str, Vec<(Repository, Vec<&Reference>)>> = BTreeMap::new();
     for name in &image.names {
-        let lenient = options.insecure.then(|| registry.allowing_insecure(name.host()));
-        let registry = lenient.as_ref().unwrap_or(registry);
-        let push = Push { context, name, repository: Repository::from(name), registry, credentials };
-        push.blobs(&image.blobs).await?;
-        push.manifests(&image.manifests, image.descriptor.digest, options.push_by_digest).await?;
+        let repositories = hosts.entry(name.host()).or_default();
+        let repository = Repository::from(name);
+        match repositories.iter_mut().find(|(known, _)| *known == repository) {
+            Some((_, names)) => names.push(name),
+            None => repositories.push((repository, vec![name])),
+        }
     }
-    Ok(())
+    let copies = hosts.values().map(Vec::len).sum::<usize>() as u64;
+    let bytes: u64 = image.blobs.iter().map(|c| c.descriptor.size).sum();
+    let status = Arc::new(Mutex::new(Status::start(&context.progress, "pushing layers", bytes * copies)));
+    let pushes = hosts.into_iter().map(|(host, repositories)| {
+        let status = status.clone();
+        async move {
+            let lenient = options.insecure.then(|| registry.allowing_insecure(host));
+            let registry = lenient.as_ref().unwrap_or(registry);
+            let mut earlier: Vec<String> = Vec::new();
+            for (repository, names) in repositories {
+                let push = Push { context, name: names[0], repository, registry, credentials };
+                push.blobs(&image.blobs, &earlier, &status).await?;
+                for name in names {
+                    let push = Push { name, repository: push.repository.clone(), ..push };
+                    push.manifests(&image.manifests, image.descriptor.digest, options.push_by_digest).await?;
+                }
+                earlier.push(push.repository.path);
+            }
+            Ok(())
+        }
+        .boxed()
+    });
+    let pushes: Vec<BoxFuture<'_, Result<()>>> = pushes.collect();
+    try_join_all(pushes).await.map(drop)
 }
 
 /// Uploads a remote cache under `name`: its blobs, then the manifest that names them.
@@ -54,7 +81,9 @@ pub(crate) async fn push_cache(
     credentials: &Credentials,
 ) -> Result<()> {
     let push = Push { context, name, repository: Repository::from(name), registry, credentials };
-    push.blobs(blobs).await?;
+    let bytes = blobs.iter().map(|c| c.descriptor.size).sum();
+    let status = Arc::new(Mutex::new(Status::start(&context.progress, "pushing layers", bytes)));
+    push.blobs(blobs, &[], &status).await?;
     push.manifests(std::slice::from_ref(manifest), manifest.descriptor.digest, false).await
 }
 
@@ -67,9 +96,7 @@ struct Push<'a> {
 }
 
 impl Push<'_> {
-    async fn blobs(&self, blobs: &[Content]) -> Result<()> {
-        let total = blobs.iter().map(|c| c.descriptor.size).sum();
-        let status = Arc::new(Mutex::new(Status::start(&self.context.progress, "pushing layers", total)));
+    async fn blobs(&self, blobs: &[Content], siblings: &[String], status: &Arc<Mutex<Status>>) -> Result<()> {
         // Boxed: the compiler cannot show that a stream of borrowing futures may change threads.
         let mut uploads: Vec<BoxFuture<'_, Result<()>>> = Vec::with_capacity(blobs.len());
         for content in blobs {
@@ -77,7 +104,7 @@ impl Push<'_> {
             uploads.push(Box::pin(async move {
                 tokio::select! {
                     () = cancel.cancelled() => Err(ExportError::Canceled),
-                    done = self.blob(content, &status) => done,
+                    done = self.blob(content, siblings, &status) => done,
                 }
             }));
         }
@@ -85,7 +112,7 @@ impl Push<'_> {
         uploads.buffer_unordered(UPLOADS).try_collect::<Vec<()>>().await.map(drop)
     }
 
-    async fn blob(&self, content: &Content, status: &Arc<Mutex<Status>>) -> Result<()> {
+    async fn blob(&self, content: &Content, siblings: &[String], status: &Arc<Mutex<Status>>) -> Result<()> {
         let inner: Arc<dyn BlobSource> = match &content.data {
             Data::Bytes(bytes) => Arc::new(bytes.clone()),
             Data::Blob(blob) => Arc::new(FileBlob(blob.path().to_owned())),
@@ -93,19 +120,19 @@ impl Push<'_> {
                 Arc::new(RemoteBlob { context: self.context.clone(), layer: layer.clone(), content: content.clone() })
             }
         };
-        let source = Arc::new(Counted { inner, status: status.clone() });
-        let from: Vec<String> = match &content.data {
-            Data::Remote(layer) => {
-                let origin = self.context.remote.repository(layer);
-                origin.filter(|o| o.host == self.repository.host).map(|o| o.path).into_iter().collect()
-            }
-            _ => Vec::new(),
-        };
+        let source = Arc::new(Counted { inner, status: status.clone(), counted: Arc::default() });
+        let origin = content.layer.as_ref().and_then(|layer| self.context.remote.repository(layer));
+        let origin = origin.filter(|o| o.host == self.repository.host).map(|o| o.path);
+        let from: Vec<String> = siblings.iter().cloned().chain(origin).collect();
         let pushed = self.registry.push_blob(&self.repository, &content.descriptor, source, &from, self.credentials);
-        pushed.await.map(drop).map_err(|e| self.failed(e))
+        match pushed.await.map_err(|e| self.failed(e))? {
+            Pushed::Uploaded => {}
+            Pushed::Existed | Pushed::Mounted(_) => status.lock().add(content.descriptor.size),
+        }
+        Ok(())
     }
 
-    /// Uploads manifests in their order; `root` gets the name.
+    /// Uploads manifests in their order; `root` gets the name. What the registry has under its name already is not sent.
     async fn manifests(&self, manifests: &[Content], root: Digest, by_digest: bool) -> Result<()> {
         let id = format!("pushing manifest for {}@{root}", self.name);
         let _status = Status::start(&self.context.progress, id, 0);
@@ -119,9 +146,15 @@ impl Push<'_> {
                 true => self.name.clone(),
                 false => untagged().map_err(|e| ExportError::Unsupported(e.to_string()))?,
             };
+            if self.registry.has_manifest(&target, &content.descriptor, self.credentials).await {
+                continue;
+            }
             let media_type = &content.descriptor.media_type;
             let pushed = self.registry.push_manifest(&target, media_type, bytes.clone(), self.credentials);
-            pushed.await.map_err(|e| self.failed(e))?;
+            tokio::select! {
+                () = self.context.cancel.cancelled() => return Err(ExportError::Canceled),
+                done = pushed => done.map_err(|e| self.failed(e))?,
+            };
         }
         Ok(())
     }
@@ -131,18 +164,23 @@ impl Push<'_> {
     }
 }
 
-/// Tells a status of the bytes that leave.
+/// Tells a status of the bytes that leave; those of an attempt that failed are taken back.
 struct Counted {
     inner: Arc<dyn BlobSource>,
     status: Arc<Mutex<Status>>,
+    counted: Arc<Mutex<u64>>,
 }
 
 impl BlobSource for Counted {
     fn open(&self) -> BoxFuture<'_, io::Result<BoxStream<'static, io::Result<Bytes>>>> {
-        let status = self.status.clone();
+        let (status, counted) = (self.status.clone(), self.counted.clone());
+        status.lock().take_back(std::mem::take(&mut *counted.lock()));
         let open = self.inner.open();
         async move {
-            let count = move |piece: &Bytes| status.lock().add(piece.len() as u64);
+            let count = move |piece: &Bytes| {
+                *counted.lock() += piece.len() as u64;
+                status.lock().add(piece.len() as u64);
+            };
             Ok(open.await?.inspect_ok(count).boxed())
         }
         .boxed()

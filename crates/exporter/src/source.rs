@@ -110,7 +110,7 @@ pub struct NoRemoteLayers;
 impl NoRemoteLayers {
     fn missing(what: String) -> ExportError {
         let why = "it is not in the store, and nothing is configured to fetch it".to_owned();
-        ExportError::Fetch { layer: what, why, class: kiln_stdx::ErrorClass::Environment }
+        ExportError::Fetch { layer: what, why, class: kiln_stdx::ErrorClass::Environment, hint: None }
     }
 }
 

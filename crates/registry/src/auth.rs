@@ -13,6 +13,9 @@ use crate::error::ErrorKind;
 use crate::host::{Host, Hosts};
 use crate::token::TokenCache;
 
+/// Most hosts and identities whose scheme is remembered; identities come and go with sessions.
+const SCHEMES: usize = 1000;
+
 /// What a host asked for when it last refused a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Scheme {
@@ -93,7 +96,12 @@ impl Authorizer {
             self.tokens.forget(request, &identity);
         }
         let changed = used.is_none_or(|u| u.scheme != scheme);
-        self.schemes.lock().insert((host.authority.clone(), identity), scheme);
+        let mut schemes = self.schemes.lock();
+        if schemes.len() >= SCHEMES {
+            schemes.clear();
+        }
+        schemes.insert((host.authority.clone(), identity), scheme);
+        drop(schemes);
         let refused = used.is_some_and(|u| u.fresh && !completed && !changed);
         if refused && insufficient(chosen) {
             return Err(ErrorKind::Denied("the token does not cover this operation".to_owned()));

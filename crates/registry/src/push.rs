@@ -12,7 +12,7 @@ use futures::{FutureExt, StreamExt};
 use kiln_oci::{Descriptor, Reference};
 use kiln_stdx::{Digest, DigestHasher};
 use parking_lot::Mutex;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use tokio_util::io::ReaderStream;
 
@@ -21,7 +21,7 @@ use crate::credentials::Credentials;
 use crate::error::{ErrorKind, RegistryError};
 use crate::host::Endpoint;
 use crate::repository::Repository;
-use crate::resolve::pull_scope;
+use crate::resolve::{ACCEPTED, pull_scope};
 use crate::retry::Retries;
 use crate::transport::{Body, Call, Target, location};
 
@@ -103,6 +103,24 @@ impl Registry {
         }
         let _permit = push.endpoint.host.permits.clone().acquire_owned().await;
         push.upload(session, descriptor.size, source).await
+    }
+
+    /// Tells whether the registry has this very manifest under the tag of `reference`, or under its digest where there is
+    /// no tag. A registry that does not say counts as one that does not have it.
+    pub async fn has_manifest(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        credentials: &Credentials,
+    ) -> bool {
+        let Ok(push) = self.push_to(&Repository::from(reference), descriptor.digest, credentials) else { return false };
+        let name = reference.tag().map_or_else(|| descriptor.digest.to_string(), str::to_owned);
+        let target = Target::Path(push.endpoint.path(&format!("manifests/{name}")));
+        let mut call = push.call(PUSH_MANIFEST, Method::HEAD, target);
+        call.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let Ok(response) = self.inner.send(&call).await else { return false };
+        let stored = response.headers().get("docker-content-digest").and_then(|v| v.to_str().ok());
+        stored.and_then(|text| text.parse::<Digest>().ok()) == Some(descriptor.digest)
     }
 
     /// Puts a manifest or index under the tag of `reference`, or under its own digest where there is no tag.

@@ -14,7 +14,7 @@ use crate::repository::Repository;
 use crate::transport::{Body, Call, Target};
 
 /// What this client can do something with. Cache configs and attestations come in these envelopes too.
-const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
+pub(crate) const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use kiln_oci::{ChainId, Descriptor, DiffId};
+use kiln_oci::{ChainId, Descriptor, DiffId, chain_ids};
 use kiln_snapshot::LayerManifest;
 use kiln_stdx::{Digest, fault};
 use parking_lot::{Mutex, RwLock};
@@ -15,6 +15,7 @@ use crate::disk;
 use crate::error::{IoContext, Result, StoreError};
 use crate::layout::{LayerDir, LayerId};
 use crate::record::{LayerInfo, LayerRecord, LazyLayer, RecordType, Unpacked, Variant};
+use crate::refs::ImmutableRef;
 use crate::repair::RepairAction;
 use crate::store::{Inner, LayerTable, Store};
 
@@ -263,6 +264,30 @@ impl Store {
             return Err(e);
         }
         Ok(Layer { cell: inner.insert_layer(record, now, 1) })
+    }
+
+    /// Notes which image layers the layers of `reference` are, as far as their archives are known, so that an image that
+    /// is pulled or built on finds their files here. A layer that was made on another chain than this one is left out:
+    /// its files need not be what its archive gives here.
+    ///
+    /// # Errors
+    /// A record cannot be written.
+    pub fn identify(&self, reference: &ImmutableRef) -> Result<()> {
+        let known: Vec<DiffId> = reference.layers().iter().map_while(Layer::diff_id).collect();
+        let mut below: Vec<LayerId> = Vec::new();
+        for (layer, chain) in reference.layers().iter().zip(chain_ids(&known)) {
+            let inner = &self.0;
+            if layer.chain_id().is_none() && layer.is_unpacked() && layer.chain() == below {
+                inner.update_layer(&layer.cell, |record| record.chain_id = Some(chain))?;
+                let mut layers = inner.layers.lock();
+                let here = layers.by_chain.get(&chain).and_then(|id| layers.by_id.get(id));
+                if here.is_none_or(|other| other.record().unpacked.is_none()) {
+                    layers.by_chain.insert(chain, layer.id());
+                }
+            }
+            below.push(layer.id());
+        }
+        Ok(())
     }
 
     /// Returns the layer of that id.

@@ -26,6 +26,9 @@ pub struct BlobOptions {
     pub force: bool,
     /// Cut modification times to this one (`rewrite-timestamp`), seconds since 1970.
     pub epoch: Option<i64>,
+    /// Take only forms whose bytes are here, and make one from the layer's files where none is: for layers whose blob can
+    /// no longer be fetched. Its archive need not be the one that was pulled.
+    pub here: bool,
 }
 
 /// A compressed form of a layer.
@@ -93,7 +96,7 @@ impl Store {
             else {
                 continue;
             };
-            let options = BlobOptions { compression, force: true, epoch: variant.epoch };
+            let options = BlobOptions { compression, force: true, epoch: variant.epoch, here: false };
             match self.layer_blob(&layer, &options) {
                 Ok(made) if made.descriptor.digest == *digest => return made.blob,
                 Ok(_) => {}
@@ -123,6 +126,7 @@ impl Inner {
                 |blob| LayerBlob { descriptor: variant.descriptor.clone(), diff_id: DiffId(variant.diff_id), blob };
             match self.blob(&variant.descriptor.digest, false) {
                 Some(blob) => return Some(found(Some(blob))),
+                None if options.here => {}
                 None if record.unpacked.is_none() || (variant.compression.is_empty() && remote.is_none()) => {
                     remote = Some(found(None));
                 }

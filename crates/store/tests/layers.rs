@@ -23,7 +23,7 @@ fn layer(below: &ImmutableRef, info: LayerInfo, name: &str) -> Layer {
 }
 
 fn options(compression: Compression, force: bool) -> BlobOptions {
-    BlobOptions { compression, force, epoch: None }
+    BlobOptions { compression, force, epoch: None, here: false }
 }
 
 fn store() -> (tempfile::TempDir, Store) {

@@ -8,12 +8,14 @@ pub mod base;
 pub mod env;
 pub mod image;
 pub mod process;
+pub mod registry;
 pub mod tree;
 
 pub use base::{busybox_layout, busybox_root};
 pub use env::TestEnv;
 pub use image::Image;
 pub use process::{Finished, Run};
+pub use registry::FakeRegistry;
 pub use tree::write_tree;
 
 /// Ends a test because the host lacks something, and says what.

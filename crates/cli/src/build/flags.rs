@@ -18,6 +18,9 @@ pub struct BuildFlags {
     /// Allow extra privileges ("network.host", "security.insecure")
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub allow: Vec<String>,
+    /// Annotate the image ([TYPE[,TYPE]:]NAME=VALUE; types: manifest, manifest-descriptor, index, index-descriptor)
+    #[arg(long, value_name = "ANNOTATION", allow_hyphen_values = true)]
+    pub annotation: Vec<String>,
     /// Set a build-time variable
     #[arg(long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
     pub build_arg: Vec<String>,
@@ -42,6 +45,9 @@ pub struct BuildFlags {
     /// Set a label of the image
     #[arg(long, value_name = "NAME=VALUE", allow_hyphen_values = true)]
     pub label: Vec<String>,
+    /// Hand the image to the docker engine, or keep it in kiln's image store where there is none
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
+    pub load: Option<bool>,
     /// Write metadata of the result to a file, as JSON
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub metadata_file: Option<String>,
@@ -54,7 +60,7 @@ pub struct BuildFlags {
     /// Do not use the cache for these stages
     #[arg(long, value_name = "STAGE", allow_hyphen_values = true)]
     pub no_cache_filter: Vec<String>,
-    /// Where the result goes (type=oci|docker|tar|local|image|cacheonly, dest=PATH; a bare PATH is type=local)
+    /// Where the result goes (type=oci|docker|tar|local|image|registry|cacheonly, dest=PATH; a bare PATH is type=local)
     #[arg(long, short = 'o', value_name = "OUTPUT", allow_hyphen_values = true)]
     pub output: Vec<String>,
     /// Platform to build for
@@ -69,6 +75,9 @@ pub struct BuildFlags {
     /// Always ask the registry for base images
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL")]
     pub pull: Option<bool>,
+    /// Push the image to its registry
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
+    pub push: Option<bool>,
     /// Show nothing but the image ID
     #[arg(long, short = 'q', num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL")]
     pub quiet: Option<bool>,

@@ -1,5 +1,6 @@
 //! `kiln build` from flags to a request, and from the answer to files.
 
+pub mod annotation;
 pub mod archive;
 pub mod ca;
 pub mod cache;
@@ -8,6 +9,7 @@ pub mod csv;
 pub mod flags;
 pub mod layout;
 pub mod limits;
+pub mod load;
 pub mod local_cache;
 pub mod options;
 pub mod output;

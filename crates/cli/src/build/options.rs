@@ -8,9 +8,9 @@ use kiln_oci::{Platform, Reference};
 use super::cache::{self, CacheEntry};
 use super::flags::BuildFlags;
 use super::limits::{extra_hosts, ulimits};
-use super::output::{self, Output};
+use super::output::{self, Output, Wishes};
 use super::secret::{self, SecretSpec, SshSpec};
-use super::{ca, csv, proxy};
+use super::{annotation, ca, csv, proxy};
 use crate::env::{Env, parse_bool};
 use crate::error::CliError;
 use crate::progress::{Mode, ProgressEnv};
@@ -39,6 +39,8 @@ pub struct BuildOptions {
     pub platform: Option<Platform>,
     /// Where the result goes.
     pub outputs: Vec<Output>,
+    /// Attributes that annotate image outputs.
+    pub annotations: BTreeMap<String, String>,
     /// Secrets.
     pub secrets: Vec<SecretSpec>,
     /// SSH agents and keys.
@@ -81,7 +83,8 @@ impl BuildOptions {
             build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
         }
         proxy::add(&mut build_args, env);
-        let outputs = output::parse(&flags.output, env)?;
+        let wishes = Wishes { push: flags.push.unwrap_or(false), load: flags.load.unwrap_or(false) };
+        let outputs = output::parse(&flags.output, wishes, env)?;
         if flags.iidfile.is_some() && outputs.iter().any(|o| matches!(o.kind.as_str(), "local" | "tar")) {
             return Err(CliError::user("local and tar exporters are incompatible with image ID file"));
         }
@@ -104,6 +107,7 @@ impl BuildOptions {
             pull: flags.pull.unwrap_or(false),
             platform: platform(&flags.platform, env)?,
             outputs,
+            annotations: annotation::attributes(&flags.annotation)?,
             secrets: secret::parse_secrets(&flags.secret, env)?,
             ssh: secret::parse_ssh(&flags.ssh, env)?,
             add_hosts: extra_hosts(&flags.add_host)?,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::csv;
+use super::load::Docker;
 use crate::env::{Env, parse_bool};
 use crate::error::{CliError, io_text};
 
@@ -34,10 +35,21 @@ pub enum Dest {
     Dir(PathBuf),
     /// The image goes into a directory in OCI layout, by way of the content store service.
     Layout(PathBuf),
+    /// The image goes to a docker engine; which one is settled shortly before the build.
+    Load(Option<Docker>),
 }
 
-/// Parses all `--output` values; an empty list means the image store of the engine.
-pub fn parse(values: &[String], env: &Env) -> Result<Vec<Output>, CliError> {
+/// What other flags say of outputs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// `--push`.
+    pub push: bool,
+    /// `--load`.
+    pub load: bool,
+}
+
+/// Parses all `--output` values; an empty list without other wishes means the image store of the engine.
+pub fn parse(values: &[String], wishes: Wishes, env: &Env) -> Result<Vec<Output>, CliError> {
     let mut outputs = Vec::new();
     let mut only_cache = false;
     for value in values.iter().filter(|v| !v.is_empty()) {
@@ -46,6 +58,7 @@ pub fn parse(values: &[String], env: &Env) -> Result<Vec<Output>, CliError> {
             None => only_cache = true,
         }
     }
+    wish(&mut outputs, wishes);
     if outputs.is_empty() && !only_cache {
         outputs.push(Output { kind: "image".to_owned(), attrs: BTreeMap::new(), dest: Dest::Engine });
     }
@@ -57,6 +70,23 @@ pub fn parse(values: &[String], env: &Env) -> Result<Vec<Output>, CliError> {
         return Err(CliError::user("only one output can be an OCI directory (tar=false)"));
     }
     Ok(outputs)
+}
+
+/// Adds what is pushed or loaded, to an output that is of the kind where there is one.
+fn wish(outputs: &mut Vec<Output>, wishes: Wishes) {
+    if wishes.push {
+        let mut images = outputs.iter_mut().filter(|o| o.kind == "image").peekable();
+        if images.peek().is_none() {
+            drop(images);
+            let attrs = [("push", "true"), ("unpack", "false")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+            outputs.push(Output { kind: "image".to_owned(), attrs: attrs.into(), dest: Dest::Engine });
+        } else {
+            images.for_each(|o| drop(o.attrs.insert("push".to_owned(), "true".to_owned())));
+        }
+    }
+    if wishes.load && !outputs.iter().any(|o| matches!(o.dest, Dest::Load(_))) {
+        outputs.push(Output { kind: "docker".to_owned(), attrs: BTreeMap::new(), dest: Dest::Load(None) });
+    }
 }
 
 /// Parses one value; `cacheonly` gives none.
@@ -104,10 +134,7 @@ fn finish(
         "oci" | "docker" if attrs.get("tar").and_then(|v| parse_bool(v)) == Some(false) => {
             Dest::Layout(directory(&kind, &dest, env)?)
         }
-        "docker" if dest.is_empty() => {
-            return Err(CliError::user("dest is required for docker exporter")
-                .hint("write -o type=docker,dest=FILE, or leave --output out to keep the image in kiln's store"));
-        }
+        "docker" if dest.is_empty() => Dest::Load(None),
         "oci" | "docker" => file(&kind, &dest, env)?,
         "image" | "registry" => {
             if kind == "registry" {

@@ -123,6 +123,9 @@ fn exporter(output: &Output, options: &BuildOptions) -> Result<Exporter, CliErro
     if names && !options.tags.is_empty() {
         attrs.insert("name".to_owned(), options.tags.join(","));
     }
+    if names {
+        attrs.extend(options.annotations.clone());
+    }
     let unnamed = attrs.get("name").is_none_or(String::is_empty);
     let pushes = attrs.get("push").and_then(|v| crate::env::parse_bool(v)) == Some(true);
     if output.kind == "image" && unnamed && pushes {

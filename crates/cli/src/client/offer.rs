@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::build::ca;
 use crate::build::context::Inputs;
+use crate::build::load::Loading;
 use crate::build::local_cache::Caches;
 use crate::build::options::BuildOptions;
 use crate::build::output::Dest;
@@ -37,6 +38,7 @@ pub struct Offer {
     dirs: Vec<(String, PathBuf)>,
     upload_url: Option<String>,
     files: Vec<PendingFile>,
+    loads: Vec<Loading>,
 }
 
 /// A file that an exporter may be writing.
@@ -50,6 +52,7 @@ struct PendingFile {
 pub struct OpenOffer {
     session: RunningSession,
     files: Vec<PendingFile>,
+    loads: Vec<Loading>,
 }
 
 impl Offer {
@@ -77,10 +80,10 @@ impl Offer {
             upload_url = Some(provider.add(UploadSource::Stream(Box::new(Blocking::new(reader)))));
             builder = builder.upload(provider);
         }
-        let (receivers, files) = receivers(options);
+        let (receivers, files, loads) = receivers(options);
         builder = builder.file_send(receivers);
         let dirs = inputs.dirs.iter().map(|(n, p)| (n.clone(), p.clone())).collect();
-        Ok(Offer { server: builder.build(), dirs, upload_url, files })
+        Ok(Offer { server: builder.build(), dirs, upload_url, files, loads })
     }
 
     /// Returns the address that stands for the uploaded context.
@@ -103,7 +106,7 @@ impl Offer {
                 }
             }
         }
-        Ok(OpenOffer { session, files: self.files })
+        Ok(OpenOffer { session, files: self.files, loads: self.loads })
     }
 }
 
@@ -121,6 +124,9 @@ impl OpenOffer {
     /// Ends the session of a build that succeeded: its output files appear.
     pub async fn finish(self) -> Result<(), CliError> {
         self.session.close().await;
+        for load in self.loads {
+            load.finish().await?;
+        }
         for file in self.files {
             let aside = file.aside.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
             if let Some(aside) = aside {
@@ -189,12 +195,17 @@ fn stores(options: &BuildOptions, inputs: &Inputs, caches: &Caches) -> Result<Ve
 }
 
 /// Returns the places for outputs, by the number of the exporter.
-fn receivers(options: &BuildOptions) -> (FileReceivers, Vec<PendingFile>) {
+fn receivers(options: &BuildOptions) -> (FileReceivers, Vec<PendingFile>, Vec<Loading>) {
     let mut targets = Vec::new();
-    let mut files = Vec::new();
+    let (mut files, mut loads) = (Vec::new(), Vec::new());
     for (id, output) in (0u32..).zip(&options.outputs) {
         let target = match &output.dest {
-            Dest::Engine | Dest::Layout(_) => continue,
+            Dest::Engine | Dest::Layout(_) | Dest::Load(None) => continue,
+            Dest::Load(Some(docker)) => {
+                let load = Loading::new(docker.clone());
+                loads.push(load.clone());
+                ReceiveTarget::Chosen(Box::new(move |_| Ok(Some(Box::new(load.begin()?)))))
+            }
             Dest::Stdout => ReceiveTarget::stream(tokio::io::stdout()),
             Dest::Dir(path) => {
                 let delete = output.attrs.get("mode").is_some_and(|m| m == "delete");
@@ -210,7 +221,7 @@ fn receivers(options: &BuildOptions) -> (FileReceivers, Vec<PendingFile>) {
         };
         targets.push((id, target));
     }
-    (FileReceivers::new(targets), files)
+    (FileReceivers::new(targets), files, loads)
 }
 
 impl PendingFile {

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::Global;
 use crate::build::context::{self, Inputs};
 use crate::build::flags::BuildFlags;
+use crate::build::load;
 use crate::build::local_cache::{self, Caches};
 use crate::build::options::BuildOptions;
 use crate::build::request;
@@ -52,7 +53,7 @@ fn forget_image_id(options: &BuildOptions) -> Result<(), CliError> {
 }
 
 async fn build(
-    options: BuildOptions,
+    mut options: BuildOptions,
     mut inputs: Inputs,
     caches: Caches,
     progress: ProgressEnv,
@@ -60,6 +61,11 @@ async fn build(
     env: Env,
 ) -> Result<(), CliError> {
     let cancel = cancel_on_signals()?;
+    if let Some(note) = load::settle(&mut options.outputs, &env).await
+        && matches!(options.mode, Mode::Tty | Mode::Plain)
+    {
+        say(&format!("note: {note}"));
+    }
     let engine = tokio::select! {
         engine = connect(global, &env) => engine?,
         () = cancel.cancelled() => return Err(CliError::canceled()),

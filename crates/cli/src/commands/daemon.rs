@@ -1,5 +1,7 @@
 //! `kiln daemon run|status|stop`.
 
+use std::path::PathBuf;
+
 use kiln_daemon::DaemonConfig;
 
 use crate::args::{DaemonRunFlags, DaemonStopFlags, Global};
@@ -25,6 +27,7 @@ pub fn run(flags: DaemonRunFlags, global: &Global, env: &Env) -> Result<(), CliE
     addresses.extend(global.addr.iter().cloned());
     let config = DaemonConfig {
         root: root.path().to_owned(),
+        file: config_file(flags.config, env),
         addresses,
         idle_timeout: flags.idle_timeout.filter(|t| !t.is_zero()),
         ready_fd,
@@ -36,6 +39,20 @@ pub fn run(flags: DaemonRunFlags, global: &Global, env: &Env) -> Result<(), CliE
     // The short path must stay valid for as long as the engine listens.
     drop(socket);
     result
+}
+
+/// Returns the configuration file: the one that is named, else the usual one if it is there.
+fn config_file(named: Option<PathBuf>, env: &Env) -> Option<PathBuf> {
+    let named = named.or_else(|| env.path("KILN_CONFIG"));
+    named.map(|path| env.cwd().join(path)).or_else(|| {
+        let usual = match env.uid() {
+            0 => PathBuf::from("/etc/kiln/kiln.toml"),
+            _ => {
+                env.path("XDG_CONFIG_HOME").or_else(|| Some(env.path("HOME")?.join(".config")))?.join("kiln/kiln.toml")
+            }
+        };
+        usual.exists().then_some(usual)
+    })
 }
 
 /// Shows whether the engine runs. Exits with 1 when it does not.

@@ -30,9 +30,10 @@ const IDLE_TIMEOUT: &str = "5m";
 
 /// Variables an engine is given when they are set. Nothing here carries a credential or the address of an agent; proxies are
 /// passed only without a user in them.
-const PASSED: [&str; 14] = [
+const PASSED: [&str; 15] = [
     "PATH",
     "HOME",
+    "XDG_CONFIG_HOME",
     "XDG_DATA_HOME",
     "XDG_RUNTIME_DIR",
     "SSL_CERT_FILE",

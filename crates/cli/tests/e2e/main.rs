@@ -4,8 +4,10 @@ mod bad_input;
 mod cache;
 mod copy;
 mod image;
+mod images;
 mod mounts;
 mod output;
+mod registry;
 mod steps;
 
 use kiln_testkit::TestEnv;

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use kiln_exporter::cacheconfig::{self, CacheManifest, ParsedCache};
-use kiln_exporter::{ExportContext, ExportProgress, NoRemoteLayers};
+use kiln_exporter::{ExportContext, ExportProgress};
 use kiln_stdx::{Digest, ErrorClass, StableHasher};
 use parking_lot::Mutex;
 
 use crate::bridge::{Bridge, FrontendResult};
-use crate::build::BuildContext;
+use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
+use crate::remote::Origins;
 use crate::request::CacheSpec;
 use crate::source::resolve::ImageOrigin;
 use options::ExportSpec;
@@ -121,12 +122,13 @@ async fn write(
     let session = local::session(bridge).await?;
     let parts = bridge.parts();
     let progress = Arc::new(CacheProgress::new(bridge.build().clone(), vertex));
+    let cancel = tokio_util::sync::CancellationToken::new();
     let context = ExportContext {
         store: parts.store.clone(),
-        remote: Arc::new(NoRemoteLayers),
+        remote: Origins::new(parts, Progress::of_build(bridge.build(), vertex), &cancel),
         progress: progress.clone(),
         compatibility: 30,
-        cancel: tokio_util::sync::CancellationToken::new(),
+        cancel,
     };
     // Dropping this future, as a cancelled build does, calls off the blocking part too.
     let _cancel = context.cancel.clone().drop_guard();

@@ -3,6 +3,7 @@
 use kiln_dockerfile::{
     BuildOptions, DockerfileError, Lowered, MainContext, Resolved, ResolvedImage, Wanted, ast::Dockerfile,
 };
+use kiln_llb::builder::ResolveMode;
 use kiln_llb::{Definition, pb};
 use kiln_oci::Platform;
 use kiln_stdx::{Digest, ErrorClass, StableHasher};
@@ -170,15 +171,14 @@ async fn answer(
 ) -> Result<(), EngineError> {
     match wanted {
         Wanted::Image(image) => {
-            let found = lookup::image_config(
-                bridge,
-                &image.reference,
-                Some(image.platform.clone()),
-                image.layout.clone(),
-                &image.name,
-            )
-            .await
-            .map_err(|mut error| {
+            let query = lookup::ImageQuery {
+                name: &image.reference,
+                platform: Some(image.platform.clone()),
+                layout: image.layout.clone(),
+                pull: image.resolve_mode == ResolveMode::Pull,
+                log_name: &image.name,
+            };
+            let found = lookup::image_config(bridge, query).await.map_err(|mut error| {
                 if error.hint.is_none() && error.class() == ErrorClass::UserInput {
                     let names = image.alternatives.iter().map(String::as_str);
                     let near = kiln_stdx::suggest::nearest(&image.written, names);
@@ -198,7 +198,7 @@ async fn answer(
         Wanted::IgnoreFile(ignore) => {
             let text = match bridge.define(ignore.definition.clone()).await? {
                 Some(reference) => {
-                    let layers = bridge.evaluate(&reference).await?;
+                    let layers = bridge.files(&reference).await?;
                     inspect::read_file(bridge.parts(), &layers, ".dockerignore", None).await.unwrap_or_default()
                 }
                 None => Vec::new(),
@@ -208,7 +208,7 @@ async fn answer(
         Wanted::Time(time) => {
             let seconds = match bridge.define(time.definition.clone()).await? {
                 Some(reference) => {
-                    let layers = bridge.evaluate(&reference).await?;
+                    let layers = bridge.files(&reference).await?;
                     layers.tree()?.iter().map(|node| node.entry.mtime.0).max()
                 }
                 None => None,

@@ -77,7 +77,7 @@ impl Files {
         }
         let reference = bridge.define(definition.clone()).await?;
         let reference = reference.ok_or_else(|| EngineError::user("the build context is empty"))?;
-        let layers = bridge.evaluate(&reference).await?;
+        let layers = bridge.files(&reference).await?;
         let range = inspect::Range { offset: 0, length: PROBE };
         let head = inspect::read_file(bridge.parts(), &layers, "context", Some(range)).await?;
         if kiln_dockerfile::context::is_archive(&head) || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {

@@ -14,6 +14,7 @@ use super::input;
 use crate::error::EngineError;
 use crate::layers;
 use crate::parts::Parts;
+use crate::source::lazy;
 
 /// The changes from `lower` to `upper`.
 pub struct Diff {
@@ -69,7 +70,7 @@ impl Op<ImmutableRef> for Diff {
         })
     }
 
-    async fn execute(&self, _: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
+    async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
         let store = self.parts.store.clone();
         let side = |index: Option<usize>| match index {
             Some(index) => input(inputs, index).cloned(),
@@ -81,6 +82,7 @@ impl Op<ImmutableRef> for Diff {
             let rest = upper.layers()[lower.layers().len()..].to_vec();
             return Ok(vec![store.ref_of_layers(rest)]);
         }
+        lazy::unpack_inputs(&self.parts, cx, [&lower, &upper]).await?;
         let reference = self
             .parts
             .blocking(move || {

@@ -17,6 +17,7 @@ use crate::error::EngineError;
 pub struct LayoutImage {
     content: ContentStore,
     store: Store,
+    layout: String,
     name: String,
     digest: Digest,
 }
@@ -24,7 +25,8 @@ pub struct LayoutImage {
 impl LayoutImage {
     /// Returns the origin of the image `digest` in the layout that the client calls `layout`.
     pub fn new(session: &Arc<Session>, store: Store, layout: &str, name: String, digest: Digest) -> Arc<Self> {
-        Arc::new(Self { content: session.content(&format!("oci:{layout}")), store, name, digest })
+        let content = session.content(&format!("oci:{layout}"));
+        Arc::new(Self { content, store, layout: layout.to_owned(), name, digest })
     }
 
     fn missing(&self, digest: &Digest) -> EngineError {
@@ -36,6 +38,10 @@ impl LayoutImage {
 impl ImageOrigin for LayoutImage {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn locator(&self) -> String {
+        format!("{}{}@{}", super::lazy::LAYOUT, self.layout, self.digest)
     }
 
     async fn root(&self) -> Result<Descriptor, EngineError> {

@@ -3,31 +3,40 @@
 use std::sync::Arc;
 
 use kiln_oci::{Platform, Reference};
+use kiln_session::Session;
 use kiln_stdx::Digest;
 
+use super::images::StoredImage;
 use super::layout::LayoutImage;
 use super::registry::RegistryImage;
 use super::resolve::{ImageOrigin, ResolvedImage, resolve};
 use crate::bridge::Bridge;
 use crate::error::EngineError;
+use crate::parts::Parts;
 use crate::session::SessionCredentials;
 
-/// Returns digest and config of the image `name` for `platform`, the host's when there is none.
-///
-/// `layout` names session and store when the image is in a client's OCI layout; `name` is then `path@digest`. Equal
-/// look-ups of one build ask only once.
+/// What is asked of an image.
+pub struct ImageQuery<'a> {
+    /// A reference; for a layout `path@digest`.
+    pub name: &'a str,
+    /// The host's when absent.
+    pub platform: Option<Platform>,
+    /// Session and store when the image is in a client's OCI layout.
+    pub layout: Option<(String, String)>,
+    /// Ask the registry even where the engine's image store has the name.
+    pub pull: bool,
+    /// What the step is called; empty for the usual name.
+    pub log_name: &'a str,
+}
+
+/// Returns digest and config of an image. Equal look-ups of one build ask only once.
 ///
 /// # Errors
 /// The image does not exist, has not the platform, or cannot be reached.
-pub async fn image_config(
-    bridge: &Bridge,
-    name: &str,
-    platform: Option<Platform>,
-    layout: Option<(String, String)>,
-    log_name: &str,
-) -> Result<ResolvedImage, EngineError> {
+pub async fn image_config(bridge: &Bridge, query: ImageQuery<'_>) -> Result<ResolvedImage, EngineError> {
+    let ImageQuery { name, platform, layout, pull, log_name } = query;
     let platform = platform.unwrap_or_else(Platform::host);
-    let origin = origin(bridge, name, layout).await?;
+    let origin = origin(bridge, name, layout, pull).await?;
     let key = (origin.name(), platform.clone());
     if let Some(known) = bridge.build().images.lock().get(&key) {
         return Ok(known.clone());
@@ -53,13 +62,13 @@ async fn origin(
     bridge: &Bridge,
     name: &str,
     layout: Option<(String, String)>,
+    pull: bool,
 ) -> Result<Arc<dyn ImageOrigin>, EngineError> {
     let parts = bridge.parts();
     let own_session = bridge.build().settings.session.clone();
     let Some((session, store)) = layout else {
         let reference = Reference::parse(name).map_err(|e| EngineError::user(e.to_string()))?;
-        let credentials = SessionCredentials::new(parts.sessions.try_get(&own_session));
-        return Ok(RegistryImage::new(parts.registry.clone(), parts.store.clone(), reference, credentials));
+        return named(parts, &reference, pull, parts.sessions.try_get(&own_session)).await;
     };
     let session = if session.is_empty() { own_session } else { session };
     let session = parts.sessions.get(&session, kiln_stdx::limits::SESSION_WAIT).await?;
@@ -68,4 +77,22 @@ async fn origin(
     let digest: Digest = digest.parse().map_err(|e| EngineError::user(format!("oci-layout://{name}: {e}")))?;
     let store = if store.is_empty() { path.to_owned() } else { store };
     Ok(LayoutImage::new(&session, parts.store.clone(), &store, format!("oci-layout://{name}"), digest))
+}
+
+/// Returns where the image `reference` is read: the engine's image store if that has the name, as builders with an image
+/// store of their own do, and the registry if not or if `pull` is asked for.
+///
+/// # Errors
+/// The image store cannot be read.
+pub async fn named(
+    parts: &Parts,
+    reference: &Reference,
+    pull: bool,
+    session: Option<Arc<Session>>,
+) -> Result<Arc<dyn ImageOrigin>, EngineError> {
+    if !pull && let Some(stored) = StoredImage::find(parts, reference).await? {
+        return Ok(stored);
+    }
+    let credentials = SessionCredentials::new(session);
+    Ok(RegistryImage::new(parts.registry.clone(), parts.store.clone(), reference.clone(), credentials))
 }

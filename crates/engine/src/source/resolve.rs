@@ -12,6 +12,11 @@ pub trait ImageOrigin: Send + Sync {
     /// Returns a name for messages: the reference, or the layout's.
     fn name(&self) -> String;
 
+    /// Returns where the image is, in words that [`super::lazy`] understands when a layer is fetched later.
+    fn locator(&self) -> String {
+        self.name()
+    }
+
     /// Returns what the name points to now.
     async fn root(&self) -> Result<Descriptor, EngineError>;
 
@@ -38,6 +43,8 @@ pub struct ResolvedImage {
     /// The config as it is, byte for byte.
     pub config_json: Vec<u8>,
     pub config: ImageConfig,
+    /// Where its layers can be fetched.
+    pub locator: String,
 }
 
 /// Returns a document that an earlier look-up kept in the store, verified.
@@ -90,7 +97,8 @@ pub async fn resolve(
             ),
         ));
     }
-    Ok(ResolvedImage { root: root.digest, manifest_digest: descriptor.digest, manifest, config_json, config })
+    let (root, manifest_digest, locator) = (root.digest, descriptor.digest, origin.locator());
+    Ok(ResolvedImage { root, manifest_digest, manifest, config_json, config, locator })
 }
 
 async fn manifest_for(

@@ -12,7 +12,7 @@ use crate::testing::{Fixture, map};
 
 fn image(fixture: &Fixture, source: &ExportSource, attributes: &[(&str, &str)]) -> Result<BuiltImage> {
     let options = Options::parse(ExporterKind::Oci, &map(attributes)).unwrap();
-    build(&fixture.context(), ExporterKind::Oci, &options.commit, source)
+    build(&fixture.context(), ExporterKind::Oci, &options.commit, LayerBytes::Needed, source)
 }
 
 fn document<'a>(image: &'a BuiltImage, digest: &Digest) -> &'a Bytes {
@@ -198,7 +198,7 @@ fn results_that_do_not_fit_are_refused() {
         assert!(error.contains(part), "{error}");
     }
     let options = CommitOptions::default();
-    let error = build(&fixture.context(), ExporterKind::Docker, &options, &two).err().unwrap();
+    let error = build(&fixture.context(), ExporterKind::Docker, &options, LayerBytes::Needed, &two).err().unwrap();
     assert_eq!(error.to_string(), "docker exporter does not currently support exporting manifest lists");
 }
 
@@ -215,6 +215,6 @@ fn a_called_off_build_makes_no_layers() {
     let fixture = Fixture::new();
     let context = fixture.context();
     context.cancel.cancel();
-    let result = build(&context, ExporterKind::Oci, &CommitOptions::default(), &fixture.source());
+    let result = build(&context, ExporterKind::Oci, &CommitOptions::default(), LayerBytes::Needed, &fixture.source());
     assert!(matches!(result.err(), Some(ExportError::Canceled)));
 }

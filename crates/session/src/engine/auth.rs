@@ -53,14 +53,21 @@ impl Session {
         }
     }
 
-    /// Has the client fetch a registry token.
+    /// Has the client fetch a registry token; none when it leaves that to the engine.
     ///
     /// # Errors
-    /// The client cannot, fails, or is gone.
-    pub async fn fetch_token(&self, request: FetchTokenRequest) -> Result<FetchTokenResponse, SessionError> {
-        self.need("/moby.filesync.v1.Auth/FetchToken")?;
-        let mut client = AuthClient::new(self.channel());
-        self.call("fetching a registry token", client.fetch_token(request)).await
+    /// The client fails or is gone.
+    pub async fn fetch_token(&self, request: FetchTokenRequest) -> Result<Option<FetchTokenResponse>, SessionError> {
+        let answer = async {
+            self.need("/moby.filesync.v1.Auth/FetchToken")?;
+            let mut client = AuthClient::new(self.channel());
+            self.call("fetching a registry token", client.fetch_token(request)).await
+        };
+        match answer.await {
+            Ok(answer) => Ok(Some(answer).filter(|a| !a.token.is_empty())),
+            Err(error) if absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the public key that stands for the client's login at `host`: two sessions with the same key have the

@@ -102,7 +102,7 @@ fn pull(below: &ImmutableRef, layer: usize) -> Result<Layer> {
     let mut builder = LayerBuilder::new(&draft.fs(), &tree, &none)?;
     fill(&mut builder, layer)?;
     let made = origin.commit(draft, builder.finish()?, LayerInfo::default())?;
-    let options = BlobOptions { compression: Compression::GZIP, force: true, epoch: None };
+    let options = BlobOptions { compression: Compression::GZIP, force: true, epoch: None, here: false };
     let blob = origin.layer_blob(&made, &options)?;
     let bytes = std::fs::read(blob.blob.as_ref().unwrap().path()).unwrap();
     let lazy = store.lazy_layer(LazyLayer {
@@ -181,7 +181,7 @@ pub fn work(store: &Store) -> Result<Outcome> {
 }
 
 fn export(store: &Store, r: &ImmutableRef) -> Result<Digest> {
-    let options = BlobOptions { compression: Compression::GZIP, force: false, epoch: None };
+    let options = BlobOptions { compression: Compression::GZIP, force: false, epoch: None, here: false };
     let mut layers = Vec::new();
     let mut blobs = Vec::new();
     for layer in r.layers() {

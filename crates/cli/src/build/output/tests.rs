@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::{Dest, Output, parse};
+use super::{Dest, Output, Wishes, parse};
 use crate::env::Env;
 
 fn run(dir: &Path, values: &[&str]) -> Result<Vec<Output>, String> {
     let values: Vec<String> = values.iter().map(|v| (*v).to_owned()).collect();
-    parse(&values, &Env::of(&[], dir)).map_err(|e| e.message().to_owned())
+    parse(&values, Wishes::default(), &Env::of(&[], dir)).map_err(|e| e.message().to_owned())
 }
 
 fn line(output: &Output) -> String {
@@ -17,6 +17,7 @@ fn line(output: &Output) -> String {
         Dest::Stdout => "stdout".to_owned(),
         Dest::File(p) => format!("file {}", p.file_name().unwrap_or_default().to_string_lossy()),
         Dest::Dir(p) => format!("dir {}", p.file_name().unwrap_or_default().to_string_lossy()),
+        Dest::Load(_) => "load".to_owned(),
         Dest::Layout(p) => format!("layout {}", p.file_name().unwrap_or_default().to_string_lossy()),
     };
     format!("{} [{}] {dest}", output.kind, attrs.join(","))
@@ -34,6 +35,7 @@ fn accepted() {
         ("TYPE=tar,DEST=y.tar", "tar [] file y.tar"),
         ("type=image,name=a,push=true", "image [name=a,push=true] engine"),
         ("type=registry", "image [push=true,unpack=false] engine"),
+        ("type=docker", "docker [] load"),
     ] {
         let got = run(dir.path(), &[value]).map(|o| o.iter().map(line).collect::<Vec<_>>());
         assert_eq!(got, Ok(vec![want.to_owned()]), "{value}");
@@ -45,6 +47,23 @@ fn the_image_store_is_the_default() {
     let dir = tempfile::tempdir().expect("temporary directory");
     assert_eq!(run(dir.path(), &[]).map(|o| line(&o[0])), Ok("image [] engine".to_owned()));
     assert_eq!(run(dir.path(), &["type=cacheonly"]), Ok(Vec::new()));
+}
+
+#[test]
+fn pushing_and_loading_are_outputs_too() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    for (values, push, load, want) in [
+        (&[][..], true, false, vec!["image [push=true,unpack=false] engine"]),
+        (&[], true, true, vec!["image [push=true,unpack=false] engine", "docker [] load"]),
+        (&["type=image,name=a"], true, false, vec!["image [name=a,push=true] engine"]),
+        (&["type=local,dest=d"], true, false, vec!["local [] dir d", "image [push=true,unpack=false] engine"]),
+        (&["type=docker"], false, true, vec!["docker [] load"]),
+        (&["type=cacheonly"], false, true, vec!["docker [] load"]),
+    ] {
+        let values: Vec<String> = values.iter().map(|v| (*v).to_owned()).collect();
+        let outputs = parse(&values, Wishes { push, load }, &Env::of(&[], dir.path())).expect("accepted");
+        assert_eq!(outputs.iter().map(line).collect::<Vec<_>>(), want);
+    }
 }
 
 #[test]
@@ -60,7 +79,6 @@ fn refused() {
         ("type=oci,dest=folder", "destination file folder is a directory"),
         ("type=oic,dest=x", "unknown output type `oic`"),
         ("type=oci,noise", "invalid value noise"),
-        ("type=docker", "dest is required for docker exporter"),
         ("type=oci,dest=plain/x.tar", "invalid destination file: plain/x.tar: not a directory"),
     ] {
         assert_eq!(run(dir.path(), &[value]), Err(want.to_owned()), "{value}");
@@ -75,6 +93,7 @@ fn refused() {
 #[test]
 fn a_near_type_is_named() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let error = parse(&["type=dcoker,dest=x".to_owned()], &Env::of(&[], dir.path())).expect_err("unknown type");
+    let error = parse(&["type=dcoker,dest=x".to_owned()], Wishes::default(), &Env::of(&[], dir.path()))
+        .expect_err("unknown type");
     assert_eq!(error.hints(), ["did you mean `docker`?"]);
 }

@@ -12,11 +12,13 @@ use super::mounts::Prepared;
 use crate::error::EngineError;
 use crate::parts::builds;
 use crate::session;
+use crate::source::lazy;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the step and returns its outputs in order.
 pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, EngineError> {
+    lazy::unpack_inputs(&exec.parts, cx, inputs).await?;
     let mut prepared = Prepared::new(exec, cx, inputs).await?;
     let mut secrets = std::mem::take(&mut prepared.secrets);
     let mut spec = spec(exec, cx, &mut prepared)?;

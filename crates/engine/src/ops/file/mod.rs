@@ -26,6 +26,7 @@ use crate::content;
 use crate::error::EngineError;
 use crate::keys::file::{FileKey, Selector, key};
 use crate::parts::Parts;
+use crate::source::lazy;
 
 /// Changes files.
 pub struct File {
@@ -93,8 +94,9 @@ impl Op<ImmutableRef> for File {
     }
 
     async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
-        let (op, inputs, parts) = (self.op.clone(), inputs.to_vec(), self.parts.clone());
         let (name, progress, cancel) = (self.name.clone(), Progress::new(cx), cx.cancel().clone());
+        lazy::unpack_inputs(&self.parts, cx, inputs).await?;
+        let (op, inputs, parts) = (self.op.clone(), inputs.to_vec(), self.parts.clone());
         let outputs = self
             .parts
             .blocking(move || {

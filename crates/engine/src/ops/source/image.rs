@@ -1,13 +1,11 @@
 //! Images as sources: keyed by their layers, so that a new tag of the same layers is no change.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
-use futures::{FutureExt, StreamExt};
 use kiln_llb::attr;
 use kiln_llb::op::SourceOp;
-use kiln_oci::{Descriptor, Platform, Reference, chain_ids};
+use kiln_oci::{Platform, Reference, chain_ids};
 use kiln_solver::{CacheMap, KeyLife, KeyRecord, Op, OpContext, OpError};
 use kiln_stdx::Digest;
 use kiln_store::{ImmutableRef, Layer, LazyLayer, RecordType};
@@ -19,11 +17,8 @@ use crate::keys;
 use crate::parts::{Parts, builds};
 use crate::session;
 use crate::source::layout::LayoutImage;
-use crate::source::registry::RegistryImage;
+use crate::source::lookup::named;
 use crate::source::resolve::{ImageOrigin, ResolvedImage, resolve};
-
-/// How many layers of one image are fetched at once.
-const PARALLEL: usize = 4;
 
 enum Kind {
     Registry(Reference),
@@ -38,6 +33,8 @@ pub struct Image {
     platform: Platform,
     checksum: Option<Digest>,
     layer_limit: Option<usize>,
+    /// Whether the registry is asked even where the image store has the name.
+    pull: bool,
     resolved: OnceCell<ResolvedImage>,
 }
 
@@ -79,16 +76,15 @@ impl Image {
         let checksum =
             op.attr(attr::IMAGE_CHECKSUM).map(|v| v.parse().map_err(|_| bad(attr::IMAGE_CHECKSUM))).transpose()?;
         let layer_limit = op.attr(limit).map(|v| v.parse().map_err(|_| bad(limit))).transpose()?;
-        Ok(Self { parts, kind, name, platform, checksum, layer_limit, resolved: OnceCell::new() })
+        let pull = op.attr(attr::IMAGE_RESOLVE_MODE) == Some("pull");
+        Ok(Self { parts, kind, name, platform, checksum, layer_limit, pull, resolved: OnceCell::new() })
     }
 
     async fn origin(&self, cx: &OpContext) -> Result<Arc<dyn ImageOrigin>, EngineError> {
-        let store = self.parts.store.clone();
         match &self.kind {
             Kind::Registry(reference) => {
                 let session = session::open_sessions(&self.parts, cx).into_iter().next();
-                let credentials = session::SessionCredentials::new(session);
-                Ok(RegistryImage::new(self.parts.registry.clone(), store, reference.clone(), credentials))
+                named(&self.parts, reference, self.pull, session).await
             }
             Kind::Layout { layout, session: wanted, digest } => {
                 let named = wanted.as_ref().and_then(|id| self.parts.sessions.try_get(id));
@@ -96,7 +92,7 @@ impl Image {
                     Some(session) => session,
                     None => session::any_session(&self.parts, cx).await?,
                 };
-                Ok(LayoutImage::new(&session, store, layout, self.name.clone(), *digest))
+                Ok(LayoutImage::new(&session, self.parts.store.clone(), layout, self.name.clone(), *digest))
             }
         }
     }
@@ -112,9 +108,12 @@ impl Image {
             }
             let origin = self.origin(cx).await?;
             let progress = Progress::new(cx);
-            progress
-                .timed(&format!("resolve {}", self.name), resolve(origin.as_ref(), &self.platform, self.checksum))
-                .await
+            let work = resolve(origin.as_ref(), &self.platform, self.checksum);
+            let found = progress.timed(&format!("resolve {}", self.name), work).await?;
+            for build in builds(cx) {
+                build.images.lock().insert(key.clone(), found.clone());
+            }
+            Ok(found)
         };
         self.resolved.get_or_try_init(|| work).await
     }
@@ -130,7 +129,7 @@ impl Image {
                 descriptor: descriptor.clone(),
                 diff_id: *diff_id,
                 chain_id,
-                origin: self.name.clone(),
+                origin: image.locator.clone(),
                 description: format!("pulled from {}", self.name),
                 record_type: RecordType::Regular,
                 chain: layers.iter().map(Layer::id).collect(),
@@ -139,60 +138,6 @@ impl Image {
         }
         Ok(layers)
     }
-
-    async fn pull(&self, cx: &OpContext) -> Result<ImmutableRef, EngineError> {
-        let image = self.resolve(cx).await?;
-        let origin = self.origin(cx).await?;
-        let layers = self.layers(image)?;
-        let reference = self.parts.store.ref_of_layers(layers.clone());
-        let lazy = reference.lazy_layers();
-        let progress = Progress::new(cx);
-        let wanted: Vec<Descriptor> = lazy.iter().map(|(place, _)| image.manifest.layers[*place].clone()).collect();
-        let fetches =
-            wanted.into_iter().map(|layer| fetch(self.parts.clone(), origin.clone(), layer, progress.clone()).boxed());
-        let mut fetches = futures::stream::iter(fetches.collect::<Vec<_>>()).buffered(PARALLEL);
-        // Layers are unpacked bottom up while later ones are still on their way.
-        for (place, layer) in &lazy {
-            fetches.next().await.transpose()?;
-            let descriptor = image.manifest.layers[*place].clone();
-            let (store, layer, parents) = (self.parts.store.clone(), layer.clone(), reference.prefix(*place));
-            let label = format!("extracting {}", descriptor.digest);
-            let unpack = self.parts.blocking(move || {
-                let blob = store
-                    .blob(&descriptor.digest)
-                    .ok_or_else(|| EngineError::new(kiln_stdx::ErrorClass::Damage, "a fetched layer is gone"))?;
-                let reader = std::io::BufReader::new(blob.open()?);
-                Ok(store.unpack(&layer, &parents, reader)?)
-            });
-            progress.timed(&label, unpack).await?;
-        }
-        Ok(reference)
-    }
-}
-
-async fn fetch(
-    parts: Arc<Parts>,
-    origin: Arc<dyn ImageOrigin>,
-    descriptor: Descriptor,
-    progress: Progress,
-) -> Result<(), EngineError> {
-    if parts.store.blob(&descriptor.digest).is_some() {
-        return Ok(());
-    }
-    let started = SystemTime::now();
-    let id = descriptor.digest.to_string();
-    progress.status(&id, 0, descriptor.size, started, false);
-    let shown = std::sync::atomic::AtomicU64::new(0);
-    let report = |done: u64| {
-        // One event for each megabyte is enough for anybody's eyes.
-        if done.saturating_sub(shown.load(std::sync::atomic::Ordering::Relaxed)) >= 1 << 20 {
-            shown.store(done, std::sync::atomic::Ordering::Relaxed);
-            progress.status(&id, done, descriptor.size, started, false);
-        }
-    };
-    origin.layer(&descriptor, &parts.store, &report).await?;
-    progress.status(&id, descriptor.size, descriptor.size, started, true);
-    Ok(())
 }
 
 #[async_trait]
@@ -214,9 +159,12 @@ impl Op<ImmutableRef> for Image {
     }
 
     async fn execute(&self, cx: &OpContext, _: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
-        tokio::select! {
-            pulled = self.pull(cx) => Ok(vec![pulled?]),
-            () = cx.cancel().cancelled() => Err(OpError::canceled()),
-        }
+        // Nothing is fetched here: whoever reads the layers fetches them.
+        let image = tokio::select! {
+            image = self.resolve(cx) => image?,
+            () = cx.cancel().cancelled() => return Err(OpError::canceled()),
+        };
+        let layers = self.layers(image)?;
+        Ok(vec![self.parts.store.ref_of_layers(layers)])
     }
 }
