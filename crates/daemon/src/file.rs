@@ -188,7 +188,7 @@ mod tests {
             ("regsitry = 1", "unknown setting `regsitry`, did you mean `registry`?"),
             ("[registry.\"a\"]\nmirors = []", "unknown field `mirors`"),
             ("[registry.\"a\"]\nca = [\"/nonexistent/ca.pem\"]", "[registry.\"a\"]: cannot read `/nonexistent/ca.pem`"),
-            ("[registry", "invalid table header"),
+            ("[registry", "unclosed table"),
         ] {
             let got = hosts(text).unwrap_err();
             assert!(got.contains(want), "{text}: {got}");

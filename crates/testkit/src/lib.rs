@@ -5,6 +5,7 @@
 //! written and read by other people's code.
 
 pub mod base;
+pub mod debian_registry;
 pub mod env;
 pub mod image;
 pub mod process;
@@ -12,6 +13,7 @@ pub mod registry;
 pub mod tree;
 
 pub use base::{busybox_layout, busybox_root};
+pub use debian_registry::DebianRegistry;
 pub use env::TestEnv;
 pub use image::Image;
 pub use process::{Finished, Run};

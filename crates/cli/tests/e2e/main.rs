@@ -6,6 +6,7 @@ mod copy;
 mod image;
 mod images;
 mod mounts;
+mod other_tools;
 mod output;
 mod registry;
 mod steps;
