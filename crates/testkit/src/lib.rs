@@ -13,7 +13,7 @@ pub mod registry;
 pub mod tree;
 
 pub use base::{busybox_layout, busybox_root};
-pub use debian_registry::DebianRegistry;
+pub use debian_registry::{Certificates, DebianRegistry};
 pub use env::TestEnv;
 pub use image::Image;
 pub use process::{Finished, Run};

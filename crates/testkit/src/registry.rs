@@ -63,6 +63,8 @@ pub enum End {
     Stall(usize),
     /// The connection is cut without an answer.
     Reset,
+    /// No answer comes, and the connection stays open.
+    Silent,
 }
 
 impl Answer {
@@ -198,6 +200,10 @@ fn serve(stream: &TcpStream, shared: &Shared) {
             let mut holdings = lock(&shared.holdings);
             (shared.script)(&asked, &mut holdings).unwrap_or_else(|| behave(&asked, &mut holdings))
         };
+        if answer.end == End::Silent {
+            let _ = reader.read(&mut [0; 1]);
+            return;
+        }
         if answer.end == End::Reset || !write_answer(stream, &asked, &answer) {
             return;
         }

@@ -9,6 +9,7 @@ mod mounts;
 mod other_tools;
 mod output;
 mod registry;
+mod registry_faults;
 mod steps;
 
 use kiln_testkit::TestEnv;
