@@ -65,6 +65,11 @@ impl Blob {
         &self.path
     }
 
+    /// Tells whether its file is there with its length, whenever that was last checked.
+    pub(crate) fn stands(&self) -> bool {
+        Stamp::of(&self.path).is_some_and(|stamp| stamp.size == self.size)
+    }
+
     /// Opens it for reading.
     ///
     /// # Errors

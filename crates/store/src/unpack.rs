@@ -124,7 +124,9 @@ impl Inner {
         for variant in candidates {
             let found =
                 |blob| LayerBlob { descriptor: variant.descriptor.clone(), diff_id: DiffId(variant.diff_id), blob };
-            match self.blob(&variant.descriptor.digest, false) {
+            let digest = &variant.descriptor.digest;
+            // Its bytes are about to leave, so a check that is a little old does not do.
+            match self.blob(digest, false).filter(Blob::stands).or_else(|| self.blob(digest, true)) {
                 Some(blob) => return Some(found(Some(blob))),
                 None if options.here => {}
                 None if record.unpacked.is_none() || (variant.compression.is_empty() && remote.is_none()) => {

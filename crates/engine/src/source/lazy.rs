@@ -69,20 +69,33 @@ async fn unpack_one(parts: &Parts, progress: &Progress, reference: &ImmutableRef
     let lazy = reference.lazy_layers();
     let fetches: Vec<_> = lazy.iter().map(|(_, layer)| any_blob(parts, progress, layer).boxed()).collect();
     let mut fetches = futures::stream::iter(fetches).buffered(PARALLEL);
-    for (place, layer) in &lazy {
-        let Some(blob) = fetches.next().await.transpose()? else { break };
-        if layer.is_unpacked() {
-            continue;
+    let (done, mut ready) = tokio::sync::mpsc::channel(lazy.len().max(1));
+    // Two loops, so that bytes go on coming while a layer is unpacked.
+    let fetching = async {
+        while let Some(blob) = fetches.next().await.transpose()? {
+            // The other loop ends early only with an error of its own.
+            let _ = done.send(blob).await;
         }
-        let (store, layer, below) = (parts.store.clone(), layer.clone(), reference.prefix(*place));
-        let label = format!("extracting {}", blob.digest());
-        let work = parts.unpacking(move || {
-            let reader = std::io::BufReader::new(blob.open()?);
-            Ok(store.unpack(&layer, &below, reader)?)
-        });
-        progress.timed(&label, work).await?;
-    }
-    Ok(())
+        drop(done);
+        Ok(())
+    };
+    let unpacking = async {
+        for (place, layer) in &lazy {
+            let Some(blob) = ready.recv().await else { break };
+            if layer.is_unpacked() {
+                continue;
+            }
+            let (store, layer, below) = (parts.store.clone(), layer.clone(), reference.prefix(*place));
+            let label = format!("extracting {}", blob.digest());
+            let work = parts.unpacking(move || {
+                let reader = std::io::BufReader::new(blob.open()?);
+                Ok(store.unpack(&layer, &below, reader)?)
+            });
+            progress.timed(&label, work).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(fetching, unpacking).map(drop)
 }
 
 /// Brings some form of every layer that has neither files nor a form here, so that each can be put out.
