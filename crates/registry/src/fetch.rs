@@ -40,6 +40,17 @@ impl Stream for BlobStream {
     }
 }
 
+/// Where a fetch begins and whom it leaves out.
+#[derive(Clone, Default)]
+pub struct FetchStart {
+    /// Bytes that are here already; less than the blob's size.
+    pub offset: u64,
+    /// The digest's state over them.
+    pub hasher: DigestHasher,
+    /// Hosts not to be asked, as [`RegistryError::host`] names them: they gave wrong bytes.
+    pub avoid: Vec<String>,
+}
+
 impl Registry {
     /// Opens the blob that `descriptor` names. Mirrors are asked first, then the registry, then the descriptor's `urls`.
     ///
@@ -55,8 +66,24 @@ impl Registry {
         descriptor: &Descriptor,
         credentials: &Credentials,
     ) -> Result<BlobStream, RegistryError> {
+        self.fetch_blob_from(repository, descriptor, FetchStart::default(), credentials).await
+    }
+
+    /// As [`Self::fetch_blob`], from what is here already. The digest is that of the whole, so bytes that were wrong
+    /// before are found at the end.
+    ///
+    /// # Errors
+    /// As [`Self::fetch_blob`]; no host is left to ask.
+    pub async fn fetch_blob_from(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        start: FetchStart,
+        credentials: &Credentials,
+    ) -> Result<BlobStream, RegistryError> {
         let subject = format!("{repository}@{}", descriptor.digest);
-        let endpoints = self.endpoints(OPERATION, &subject, repository)?;
+        let mut endpoints = self.endpoints(OPERATION, &subject, repository)?;
+        endpoints.retain(|endpoint| !start.avoid.contains(&endpoint.host.authority));
         let mut places: VecDeque<Place> = endpoints.into_iter().map(Place::Registry).collect();
         places.extend(descriptor.urls.iter().filter_map(|u| Url::parse(u).ok()).map(Place::Elsewhere));
         let mut download = Download {
@@ -67,10 +94,10 @@ impl Registry {
             size: descriptor.size,
             places,
             open: None,
-            offset: 0,
-            hasher: DigestHasher::new(),
+            offset: start.offset,
+            hasher: start.hasher,
             failures: 0,
-            failed_at: 0,
+            failed_at: start.offset,
             ranges: true,
         };
         if download.size > 0 {
@@ -136,6 +163,8 @@ impl Download {
                     self.open = Some(open);
                     return Ok(());
                 }
+                // A server may know ranges and refuse this one.
+                Err(error) if error.status() == Some(416) && self.ranges && self.offset > 0 => self.ranges = false,
                 Err(error) if self.places.len() == 1 => return Err(error),
                 Err(_) => {
                     self.places.pop_front();

@@ -25,7 +25,7 @@ pub use credentials::{
     Anonymous, Credential, CredentialError, CredentialSource, Credentials, StaticCredentials, Token, TokenRequest,
 };
 pub use error::{ErrorKind, RegistryError};
-pub use fetch::BlobStream;
+pub use fetch::{BlobStream, FetchStart};
 pub use push::{BlobSource, FileBlob, Pushed};
 pub use repository::Repository;
 pub use resolve::FetchedManifest;
@@ -40,6 +40,11 @@ impl Registry {
     /// Returns a client with this configuration. Files named in it are read when their host is first used.
     pub fn new(config: RegistryConfig) -> Self {
         Self { inner: Arc::new(transport::Transport::new(config)) }
+    }
+
+    /// Returns how many hosts serve pulls from `repository`: its mirrors and itself.
+    pub fn pull_hosts(&self, repository: &Repository) -> usize {
+        self.inner.hosts.pull(repository).map_or(0, |endpoints| endpoints.len())
     }
 
     /// Returns a client that also accepts `host` without a valid certificate or without TLS (`registry.insecure`).

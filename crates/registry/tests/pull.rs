@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use kiln_oci::{Descriptor, media};
 use kiln_registry::{
-    ErrorKind, HostConfig, Registry, RegistryConfig, RegistryError, Repository, RetryPolicy, Timeouts,
+    ErrorKind, FetchStart, HostConfig, Registry, RegistryConfig, RegistryError, Repository, RetryPolicy, Timeouts,
 };
 use kiln_stdx::{Digest, ErrorClass};
 use support::{Fake, Reply, anonymous, client, client_with, first};
@@ -163,6 +163,43 @@ async fn a_server_without_ranges_sends_all_again_and_nothing_comes_twice() {
     .await;
     let blob = fake.add_blob(&bytes);
     assert!(read(&client().0, &fake, &blob).await.unwrap() == bytes);
+}
+
+#[tokio::test]
+async fn a_range_that_is_refused_is_not_asked_for_again() {
+    let bytes = data(300_000);
+    let (served, cut) = (bytes.clone(), first(1));
+    let fake = Fake::scripted(move |seen, _| match seen.header("range") {
+        "" if cut() => Some(Reply::new(200).body(served.clone()).cut(100_000)),
+        "" => None,
+        _ => Some(Reply::new(416)),
+    })
+    .await;
+    let blob = fake.add_blob(&bytes);
+    assert!(read(&client().0, &fake, &blob).await.unwrap() == bytes);
+    assert_eq!(fake.lines().len(), 3);
+}
+
+#[tokio::test]
+async fn what_is_here_already_is_not_fetched_and_still_verified() {
+    let bytes = data(300_000);
+    let fake = Fake::new().await;
+    let blob = fake.add_blob(&bytes);
+    let repository = Repository::new(&fake.host, "a");
+    for (here, good) in [(bytes[..200_000].to_vec(), true), (vec![b'x'; 200_000], false)] {
+        let mut start = FetchStart { offset: 200_000, ..FetchStart::default() };
+        start.hasher.update(&here);
+        let user = anonymous();
+        let stream = client().0.fetch_blob_from(&repository, &blob, start, &user).await.unwrap();
+        let rest: Result<Vec<_>, _> = stream.try_collect().await;
+        assert_eq!(fake.log().last().unwrap().header("range"), "bytes=200000-");
+        match rest {
+            Ok(rest) => assert!(good && rest.concat() == bytes[200_000..]),
+            Err(error) => assert!(!good && matches!(error.kind, ErrorKind::DigestMismatch { .. }), "{error}"),
+        }
+    }
+    let avoided = FetchStart { avoid: vec![fake.host.clone()], ..FetchStart::default() };
+    assert!(client().0.fetch_blob_from(&repository, &blob, avoided, &anonymous()).await.is_err());
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{self, Stamp};
 use crate::epoch;
 use crate::error::{IoContext, Result, StoreError};
+use crate::partial::{Claim, WORTH};
 use crate::repair::RepairAction;
 use crate::store::{Inner, Store};
 
@@ -120,9 +121,41 @@ pub struct Ingest {
     written: u64,
     expected: Option<Digest>,
     size: Option<u64>,
+    /// Of one that can be gone on with after it broke off.
+    claim: Option<Claim>,
 }
 
 impl Ingest {
+    pub(crate) fn resumed(
+        store: &Store,
+        tmp: PathBuf,
+        file: File,
+        hasher: DigestHasher,
+        written: u64,
+        (digest, size): (Digest, u64),
+        claim: Claim,
+    ) -> Self {
+        let (store, file, expected, size) = (store.clone(), Some(file), Some(digest), Some(size));
+        Self { store, tmp, file, hasher, written, expected, size, claim: Some(claim) }
+    }
+
+    /// The state of the digest over what was written so far.
+    pub fn hasher(&self) -> DigestHasher {
+        self.hasher.clone()
+    }
+
+    /// Drops what was written for good, also of an attempt that could be gone on with.
+    pub fn discard(mut self) {
+        self.finish_claim();
+    }
+
+    /// From here on the file is one like any other, which goes away when this is dropped.
+    fn finish_claim(&mut self) {
+        if self.claim.take().is_some() {
+            let _ = fs::remove_file(&self.tmp);
+        }
+    }
+
     /// The number of bytes written so far.
     pub fn written(&self) -> u64 {
         self.written
@@ -137,15 +170,23 @@ impl Ingest {
         if let Some(size) = self.size
             && size != self.written
         {
-            return Err(StoreError::Size { expected: size, got: self.written });
+            let got = self.written;
+            self.finish_claim();
+            return Err(StoreError::Size { expected: size, got });
         }
         if let Some(expected) = self.expected
             && expected != digest
         {
+            self.finish_claim();
             return Err(StoreError::Mismatch { expected, got: digest });
         }
+        if let (Some(file), Some(_)) = (&self.file, &self.claim) {
+            file.set_permissions(fs::Permissions::from_mode(0o444)).at("change", &self.tmp)?;
+        }
         self.file = None;
-        self.store.0.publish_blob(&self.tmp, digest)
+        let published = self.store.0.publish_blob(&self.tmp, digest);
+        self.finish_claim();
+        published
     }
 }
 
@@ -169,7 +210,10 @@ impl Write for Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.tmp);
+        let kept = self.claim.is_some() && self.written >= WORTH;
+        if !kept {
+            let _ = fs::remove_file(&self.tmp);
+        }
     }
 }
 
@@ -193,7 +237,7 @@ impl Store {
         let tmp = self.0.layout.tmp();
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&tmp).at("create", &tmp)?;
         let hasher = DigestHasher::new();
-        Ok(Ingest { store: self.clone(), tmp, file: Some(file), hasher, written: 0, expected, size })
+        Ok(Ingest { store: self.clone(), tmp, file: Some(file), hasher, written: 0, expected, size, claim: None })
     }
 
     /// Stores bytes that are in memory.

@@ -75,8 +75,8 @@ impl Layout {
     }
 
     /// Directories that exist in every open store.
-    pub const DIRS: [&'static str; 8] =
-        ["blobs/sha256", "layers", "drafts", "images/blobs/sha256", "tmp", "damaged", "mounts", "context"];
+    pub const DIRS: [&'static str; 9] =
+        ["blobs/sha256", "layers", "drafts", "images/blobs/sha256", "tmp", "partial", "damaged", "mounts", "context"];
 
     pub fn version(&self) -> PathBuf {
         self.root.join("version")
@@ -109,6 +109,15 @@ impl Layout {
 
     pub fn drafts(&self) -> PathBuf {
         self.dir("drafts")
+    }
+
+    /// Blobs that broke off on their way.
+    pub fn partials(&self) -> PathBuf {
+        self.dir("partial")
+    }
+
+    pub fn partial(&self, digest: &Digest) -> PathBuf {
+        self.partials().join(digest.hex())
     }
 
     pub fn images(&self) -> PathBuf {

@@ -26,6 +26,7 @@ mod local;
 mod lru;
 mod meta;
 mod mounts;
+mod partial;
 mod prune;
 mod record;
 mod refs;

@@ -76,6 +76,8 @@ impl Store {
         for record in inner.layer_usage(&held).into_iter().chain(inner.mount_usage()).chain(inner.loose_blobs(&held)) {
             records.insert(record.id.clone(), record);
         }
+        // Nobody misses these, so they go first.
+        let mut pruned = Pruned { records: 0, bytes: inner.drop_partials() };
         let mut used = records.values().map(|r| r.size).sum::<u64>() + inner.meta.size();
         let (free, _) = disk::space(&inner.layout.root);
         let keep = policy.keep_bytes(used, free);
@@ -89,7 +91,6 @@ impl Store {
         let free_of = |id: &str, needed: &HashMap<String, usize>| needed.get(id).copied().unwrap_or(0) == 0;
         let ready = records.values().filter(|r| may_go(r) && free_of(&r.id, &needed_by));
         let mut queue: BTreeSet<Turn> = ready.map(turn).collect();
-        let mut pruned = Pruned::default();
         while let Some((_, _, id)) = queue.pop_first() {
             if keep.is_some_and(|keep| used <= keep) {
                 break;

@@ -73,6 +73,8 @@ pub(crate) struct Inner {
     /// Held while a layer is looked up by its chain id and noted if it is new.
     pub pulls: Mutex<()>,
     pub blobs: BlobTable,
+    /// Digests of blobs on their way whose beginning somebody goes on with.
+    pub partials: Mutex<std::collections::HashSet<kiln_stdx::Digest>>,
     pub manifests: Mutex<Lru<LayerId, Arc<LayerManifest>>>,
     pub trees: Mutex<Lru<RefId, Arc<Tree>>>,
     pub content: ContentCache,
@@ -106,6 +108,7 @@ impl Store {
             disk::ensure_dir(&layout.root.join(dir))?;
         }
         sweep(&layout);
+        crate::partial::sweep(&layout);
         let meta = Meta::open(layout.meta(), layout.damaged(), log.clone());
         let inner = Arc::new(Inner {
             epochs: Epochs::open(&layout),
@@ -116,6 +119,7 @@ impl Store {
             layers: Mutex::default(),
             pulls: Mutex::default(),
             blobs: Mutex::default(),
+            partials: Mutex::default(),
             manifests: Mutex::new(Lru::new(MANIFEST_ENTRIES)),
             trees: Mutex::new(Lru::new(TREE_ENTRIES)),
             content: ContentCache::default(),

@@ -294,6 +294,17 @@ fn mirrors_come_first_and_fail_over() {
     let _ = run();
     assert_eq!(origin.take_lines(), Vec::<String>::new());
     assert!(mirror.take_lines().iter().any(|l| l.contains("/blobs/")));
+    // A mirror that gives other bytes.
+    for blob in mirror.holdings().blobs.values_mut().filter(|blob| blob.len() > 4096) {
+        blob.fill(b'x');
+    }
+    let _ = env.kiln(["prune", "-a", "-f"]).finish().ok();
+    let _ = run();
+    let lines = origin.take_lines();
+    assert!(
+        lines.iter().any(|l| l.contains("/blobs/")) && !lines.iter().any(|l| l.contains("/manifests/")),
+        "{lines:?}"
+    );
     // A mirror that lost what it had.
     *mirror.holdings() = Holdings::default();
     let _ = env.kiln(["prune", "-a", "-f"]).finish().ok();

@@ -81,6 +81,39 @@ fn a_push_that_was_killed_goes_on_where_it_was() {
     }
 }
 
+#[test]
+fn a_pull_that_was_killed_goes_on_where_it_was() {
+    let stuck = Arc::new(AtomicBool::new(true));
+    let switch = stuck.clone();
+    let registry = FakeRegistry::scripted(move |asked: &Asked, holdings: &mut Holdings| {
+        let digest = asked.path.strip_prefix("/v2/base/blobs/")?;
+        let bytes = holdings.blobs.get(&("base".to_owned(), digest.to_owned()))?;
+        let stalls = switch.load(Ordering::SeqCst) && bytes.len() > 1_250_000;
+        stalls.then(|| Answer::new(200).body(bytes.clone()).ending(End::Stall(1_200_000)))
+    });
+    let _ = crate::busybox_in!(registry, "base");
+    let env = crate::env();
+    env.context(&[("Dockerfile", &format!("FROM {}/base\nRUN sha256sum /noise > /sum\n", registry.host))]);
+    let mut child = spawn(&env, &["-o", "type=cacheonly"]);
+    let begun = std::time::Instant::now();
+    let arrived = || {
+        let files = std::fs::read_dir(env.root().join("partial")).into_iter().flatten().flatten();
+        files.filter_map(|f| f.metadata().ok()).any(|meta| meta.len() >= 1_200_000)
+    };
+    while !arrived() {
+        assert!(begun.elapsed() < PATIENCE, "nothing came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill(env.engine_pid().expect("engine"));
+    let _ = child.wait();
+    stuck.store(false, Ordering::SeqCst);
+    registry.take_log();
+    let (image, _) = env.build_image(&[]);
+    assert!(image.text("sum").ends_with("/noise\n"));
+    let ranges: Vec<String> = registry.take_log().iter().map(|a| a.header("range").to_owned()).collect();
+    assert_eq!(ranges.iter().filter(|r| *r == "bytes=1200000-").count(), 1, "{ranges:?}");
+}
+
 /// A small file system of its own.
 struct Disk(PathBuf);
 

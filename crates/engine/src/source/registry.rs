@@ -6,8 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt;
 use kiln_oci::{Descriptor, Reference};
-use kiln_registry::{Credentials, Registry, Repository};
-use kiln_store::Store;
+use kiln_registry::{Credentials, ErrorKind, FetchStart, Registry, RegistryError, Repository};
+use kiln_stdx::ErrorClass;
+use kiln_store::{Ingest, Store};
 use tokio::sync::Mutex;
 
 use super::resolve::{ImageOrigin, keep, kept};
@@ -29,7 +30,7 @@ impl RegistryImage {
         Arc::new(Self { registry, store, reference, credentials, root: Mutex::new(None) })
     }
 
-    fn failed(&self, error: kiln_registry::RegistryError) -> EngineError {
+    fn failed(&self, error: RegistryError) -> EngineError {
         let class = error.class();
         let hint = error.hint();
         let text = crate::error::chain(&error);
@@ -86,16 +87,56 @@ impl ImageOrigin for RegistryImage {
         store: &Store,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), EngineError> {
+        let mut avoid = Vec::new();
+        loop {
+            let (store, digest, size) = (store.clone(), descriptor.digest, descriptor.size);
+            // What came of an earlier attempt is read again for its digest, which takes its time.
+            let begun = tokio::task::spawn_blocking(move || store.resume(digest, size)).await;
+            let mut ingest =
+                begun.map_err(|e| EngineError::new(ErrorClass::Bug, format!("a task panicked: {e}")))??;
+            let resumed = ingest.written() > 0;
+            let error = match self.receive(descriptor, &mut ingest, &avoid, progress).await? {
+                None => return Ok(ingest.commit().map(drop)?),
+                Some(error) => error,
+            };
+            let wrong = matches!(error.kind, ErrorKind::DigestMismatch { .. } | ErrorKind::LengthMismatch { .. });
+            if !wrong {
+                return Err(self.failed(error));
+            }
+            // It may be what was here, or what this host gave: start over, the second time with other hosts.
+            ingest.discard();
+            if !resumed {
+                avoid.push(error.host.to_string());
+                if avoid.len() >= self.registry.pull_hosts(&Repository::from(&self.reference)) {
+                    return Err(self.failed(error));
+                }
+            }
+        }
+    }
+}
+
+impl RegistryImage {
+    /// Receives a layer, or the rest of it. Returns what the registry failed with, what came before that being written.
+    async fn receive(
+        &self,
+        descriptor: &Descriptor,
+        ingest: &mut Ingest,
+        avoid: &[String],
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Option<RegistryError>, EngineError> {
         let repository = Repository::from(&self.reference);
-        let opened = self.registry.fetch_blob(&repository, descriptor, &self.credentials).await;
-        let mut stream = opened.map_err(|e| self.failed(e))?;
-        let mut ingest = store.ingest(Some(descriptor.digest), Some(descriptor.size))?;
+        let start = FetchStart { offset: ingest.written(), hasher: ingest.hasher(), avoid: avoid.to_vec() };
+        let mut stream = match self.registry.fetch_blob_from(&repository, descriptor, start, &self.credentials).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Some(error)),
+        };
         while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|e| self.failed(e))?;
-            ingest.write_all(&piece)?;
+            match piece {
+                Ok(piece) => ingest.write_all(&piece)?,
+                Err(error) => return Ok(Some(error)),
+            }
             progress(ingest.written());
         }
-        ingest.commit()?;
-        Ok(())
+        Ok(None)
     }
 }
