@@ -45,6 +45,22 @@ fn names_move_and_are_pinned() {
 }
 
 #[test]
+fn an_image_can_be_unpacked_or_pushed_by_digest() {
+    let registry = kiln_testkit::FakeRegistry::start();
+    let layers = crate::busybox_in!(registry, "base");
+    let env = crate::env();
+    env.context(&[("Dockerfile", &format!("FROM {}/base\nLABEL a=b\n", registry.host))]);
+    let done = env.build(&["-o", "type=image,name=a,unpack=true"]).ok();
+    assert!(done.err().matches("extracting sha256:").count() >= layers.len(), "{}", done.err());
+    let output = format!("type=image,name={}/app,push-by-digest=true,push=true,store=false", registry.host);
+    let _ = env.build(&["-o", &output]).ok();
+    let tags: Vec<String> =
+        registry.holdings().manifests.keys().filter(|(r, _)| r == "app").map(|(_, t)| t.clone()).collect();
+    assert!(tags.len() == 1 && tags[0].starts_with("sha256:"), "{tags:?}");
+    let _ = env.build(&["--push"]).fails_with("tag is needed when pushing to registry");
+}
+
+#[test]
 fn annotations_and_media_types() {
     let env = crate::env();
     env.context(&[("Dockerfile", "FROM scratch\nCOPY f /\n"), ("f", "1")]);

@@ -275,6 +275,36 @@ fn a_login_opens_the_registry_and_shows_nowhere() {
 }
 
 #[test]
+fn a_helper_gives_an_identity_token() {
+    let registry = FakeRegistry::scripted(|asked: &Asked, _: &mut Holdings| {
+        if asked.path == "/token" {
+            let form = String::from_utf8_lossy(&asked.body).into_owned();
+            let known = asked.method == "POST" && form.contains("refresh_token=kept-by-the-helper");
+            let status = if known { 200 } else { 401 };
+            return Some(Answer::new(status).body(r#"{"access_token":"opened","expires_in":300}"#));
+        }
+        let realm = format!("Bearer realm=\"http://{}/token\",service=\"fake\"", asked.header("host"));
+        let opened = asked.header("authorization") == "Bearer opened";
+        (!opened).then(|| Answer::new(401).with("WWW-Authenticate", realm))
+    });
+    let env = crate::env();
+    let bin = env.out("bin");
+    std::fs::create_dir_all(&bin).expect("mkdir");
+    let helper = bin.join("docker-credential-drawer");
+    let text = "#!/bin/sh\nread host\necho '{\"Username\":\"<token>\",\"Secret\":\"kept-by-the-helper\"}'\n";
+    std::fs::write(&helper, text).expect("write");
+    std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+    std::fs::create_dir(env.path().join("home/.docker")).expect("mkdir");
+    std::fs::write(env.path().join("home/.docker/config.json"), r#"{"credsStore":"drawer"}"#).expect("write");
+    env.context(&[("Dockerfile", "FROM scratch\nCOPY f /\n"), ("f", "x")]);
+    let (ctx, target) = (env.ctx(), format!("{}/private/app", registry.host));
+    let args = ["build", "--progress=plain", "--push", "-t", target.as_str()].map(OsStr::new);
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    let _ = env.kiln(args.into_iter().chain([ctx.as_os_str()])).env("PATH", path).finish().ok();
+    assert!(registry.holdings().manifests.contains_key(&("private/app".into(), "latest".into())));
+}
+
+#[test]
 fn mirrors_come_first_and_fail_over() {
     let mirror = FakeRegistry::start();
     let origin = FakeRegistry::start();
