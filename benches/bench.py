@@ -82,14 +82,24 @@ class Buildah:
     def __init__(self, work, layout):
         self.storage = ["--root", str(work / "buildah-root"), "--runroot", str(work / "buildah-run")]
         self.layout = layout
+        self.base = None
 
     def build(self, context, extra=()):
         extra = [a for a in extra if a == "--no-cache"]
-        return run(["buildah", *self.storage, "build", "--layers", "--isolation=chroot", "--from",
-                    f"oci:{self.layout}:latest", *extra, context])
+        if self.base is None:
+            self.pull()
+        return run(["buildah", *self.storage, "build", "--layers", "--isolation=chroot", "--pull-never",
+                    "--build-context", f"base=docker-image://{self.base}", *extra, context])
 
     def reset(self):
-        subprocess.run(["buildah", *self.storage, "rmi", "-a", "-f"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(["buildah", *self.storage, "rmi", "-a", "-f"], **quiet)
+        self.pull()
+
+    def pull(self):
+        pulled = subprocess.run(["buildah", *self.storage, "pull", "-q", f"oci:{self.layout}:latest"],
+                                check=True, stdout=subprocess.PIPE, text=True)
+        self.base = pulled.stdout.split()[-1]
 
 
 class BuildKit:

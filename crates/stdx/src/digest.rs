@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::str::FromStr;
 
+use aws_lc_rs::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 digest. Cheap to copy; its text form is `sha256:` and 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,7 +25,13 @@ pub enum ParseDigestError {
 impl Digest {
     /// Returns the digest of `data`.
     pub fn of(data: impl AsRef<[u8]>) -> Self {
-        Self(Sha256::digest(data.as_ref()).into())
+        Self::of_sha256(digest(&SHA256, data.as_ref()))
+    }
+
+    fn of_sha256(value: aws_lc_rs::digest::Digest) -> Self {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(value.as_ref());
+        Self(bytes)
     }
 
     /// Returns the digest with these raw bytes.
@@ -49,7 +55,8 @@ impl Digest {
     /// Whatever `reader` fails with.
     pub fn of_reader(mut reader: impl Read) -> io::Result<(Self, u64)> {
         let mut hasher = DigestHasher::new();
-        let mut buf = vec![0u8; 128 * 1024];
+        // On the stack and not large: most files are small, and clearing a buffer for each would cost more than reading.
+        let mut buf = [0u8; 16 * 1024];
         let mut total = 0u64;
         loop {
             let n = match reader.read(&mut buf) {
@@ -114,8 +121,14 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 /// A streaming SHA-256.
-#[derive(Clone, Default)]
-pub struct DigestHasher(Sha256);
+#[derive(Clone)]
+pub struct DigestHasher(Context);
+
+impl Default for DigestHasher {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
 
 impl DigestHasher {
     /// Returns a hasher that has seen nothing.
@@ -130,7 +143,7 @@ impl DigestHasher {
 
     /// Returns the digest of all that was added.
     pub fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
+        Digest::of_sha256(self.0.finish())
     }
 }
 

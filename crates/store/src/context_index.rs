@@ -14,13 +14,13 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::store::Store;
 
-const KIND: &str = "kiln.context.v1";
+const KIND: &str = "kiln.context.v2";
 /// An entry counts only if the file had been left alone this long when its hashing began: a write within the
 /// granularity of a file system's times would not show.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Entries per index; beyond that those not seen in this session go.
 const MOST: usize = 400_000;
-const ENTRY: usize = 8 + 8 + 12 + 12 + 32;
+const ENTRY: usize = 8 + 8 + 12 + 12 + 32 + 1;
 
 /// What identifies a state of a file within one file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,9 +52,19 @@ struct State {
     dirty: bool,
 }
 
+/// What is known of a file in some state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// It has no extended attributes that a layer would keep; a change of them is a change of the change time, so that
+    /// they need not be listed again.
+    pub plain: bool,
+}
+
 #[derive(Clone, Copy)]
 struct Seen {
-    digest: Digest,
+    known: Known,
     now: bool,
 }
 
@@ -78,21 +88,21 @@ impl ContextIndex {
         Self { layout, name, state: Mutex::new(State { entries, dirty: false }) }
     }
 
-    /// Returns the digest that a file in this state has.
-    pub fn get(&self, key: &StatKey) -> Option<Digest> {
+    /// Returns what is known of a file in this state.
+    pub fn get(&self, key: &StatKey) -> Option<Known> {
         let mut state = self.state.lock();
         let seen = state.entries.get_mut(key)?;
         seen.now = true;
-        Some(seen.digest)
+        Some(seen.known)
     }
 
-    /// Remembers a digest, if the file had been left alone for two seconds at `started`, when its hashing began. The
-    /// state must be that of an `fstat` after the reading.
-    pub fn put(&self, key: StatKey, digest: Digest, started: SystemTime) {
+    /// Remembers a file, if it had been left alone for two seconds at `started`, when its reading began. The state must
+    /// be that of an `fstat` after the reading.
+    pub fn put(&self, key: StatKey, known: Known, started: SystemTime) {
         let latest = time(key.mtime).max(time(key.ctime));
         if latest.checked_add(SETTLED).is_some_and(|settled| settled < started) {
             let mut state = self.state.lock();
-            state.entries.insert(key, Seen { digest, now: true });
+            state.entries.insert(key, Seen { known, now: true });
             state.dirty = true;
         }
     }
@@ -121,7 +131,7 @@ impl ContextIndex {
         }
         let mut bytes = Vec::with_capacity(state.entries.len() * ENTRY + 32);
         for (key, seen) in &state.entries {
-            encode(&mut bytes, key, &seen.digest);
+            encode(&mut bytes, key, &seen.known);
         }
         let path = self.layout.context().join(&self.name);
         disk::replace(&path, self.layout.tmp(), &disk::seal(KIND, bytes), "store.context.rename", false)?;
@@ -156,14 +166,15 @@ fn time((seconds, nanos): (i64, u32)) -> SystemTime {
     base.and_then(|t| t.checked_add(Duration::from_nanos(u64::from(nanos)))).unwrap_or(UNIX_EPOCH)
 }
 
-fn encode(out: &mut Vec<u8>, key: &StatKey, digest: &Digest) {
+fn encode(out: &mut Vec<u8>, key: &StatKey, known: &Known) {
     out.extend_from_slice(&key.ino.to_le_bytes());
     out.extend_from_slice(&key.size.to_le_bytes());
     for (seconds, nanos) in [key.mtime, key.ctime] {
         out.extend_from_slice(&seconds.to_le_bytes());
         out.extend_from_slice(&nanos.to_le_bytes());
     }
-    out.extend_from_slice(digest.as_bytes());
+    out.extend_from_slice(known.digest.as_bytes());
+    out.push(u8::from(known.plain));
 }
 
 fn decode(bytes: &[u8]) -> Option<(StatKey, Seen)> {
@@ -174,13 +185,18 @@ fn decode(bytes: &[u8]) -> Option<(StatKey, Seen)> {
     };
     let key = StatKey { ino: u64_at(0)?, size: u64_at(8)?, mtime: time_at(16)?, ctime: time_at(28)? };
     let digest = Digest::from_bytes(bytes.get(40..72)?.try_into().ok()?);
-    Some((key, Seen { digest, now: false }))
+    let known = Known { digest, plain: *bytes.get(72)? == 1 };
+    Some((key, Seen { known, now: false }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::StoreConfig;
+
+    fn known(bytes: &str) -> Known {
+        Known { digest: Digest::of(bytes), plain: bytes == "a" }
+    }
 
     fn key(ino: u64, mtime: i64) -> StatKey {
         StatKey { ino, size: 5, mtime: (mtime, 7), ctime: (mtime, 9) }
@@ -193,16 +209,16 @@ mod tests {
         {
             let store = Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();
             let index = store.context_index(1, 2);
-            index.put(key(1, 900), Digest::of("a"), started);
-            index.put(key(2, 998), Digest::of("b"), started);
-            index.put(key(3, -5), Digest::of("c"), started);
+            index.put(key(1, 900), known("a"), started);
+            index.put(key(2, 998), known("b"), started);
+            index.put(key(3, -5), known("c"), started);
             assert_eq!(index.len(), 2, "a file changed two seconds ago may change again unseen");
             index.save().unwrap();
         }
         let store = Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();
         let index = store.context_index(1, 2);
-        assert_eq!(index.get(&key(1, 900)), Some(Digest::of("a")));
-        assert_eq!(index.get(&key(3, -5)), Some(Digest::of("c")));
+        assert_eq!(index.get(&key(1, 900)), Some(known("a")));
+        assert_eq!(index.get(&key(3, -5)), Some(known("c")));
         let put_back = StatKey { ctime: (950, 0), ..key(1, 900) };
         assert_eq!(index.get(&put_back), None, "an edit whose mtime was put back still has a new ctime");
         assert!(store.context_index(2, 2).is_empty());
@@ -214,7 +230,7 @@ mod tests {
         let open = || Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();
         {
             let index = open().context_index(1, 2);
-            index.put(key(1, 900), Digest::of("a"), UNIX_EPOCH + Duration::from_secs(1000));
+            index.put(key(1, 900), known("a"), UNIX_EPOCH + Duration::from_secs(1000));
             index.save().unwrap();
         }
         let path = dir.path().join("s/context/1-2");

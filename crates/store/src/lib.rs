@@ -40,7 +40,7 @@ mod verify;
 
 pub use blob::{Blob, Ingest, VerifyingReader};
 pub use contenthash::{ContentSelector, FileSum};
-pub use context_index::{ContextIndex, StatKey, is_local_filesystem};
+pub use context_index::{ContextIndex, Known, StatKey, is_local_filesystem};
 pub use error::{Result, StoreError};
 pub use filter::Filters;
 pub use images::Image;

@@ -76,6 +76,8 @@ pub struct LayerBuilder<'a> {
     inodes: HashSet<u64>,
     implicit: FileMeta,
     linking: bool,
+    /// What files are read through, kept from one to the next.
+    buffer: Vec<u8>,
 }
 
 impl<'a> LayerBuilder<'a> {
@@ -103,6 +105,7 @@ impl<'a> LayerBuilder<'a> {
             inodes: HashSet::new(),
             implicit: FileMeta::new(0o755, (0, 0)),
             linking: true,
+            buffer: Vec::new(),
         };
         let meta = lower.get(b"").map_or_else(|| FileMeta::new(0o755, (0, 0)), |node| FileMeta::of(node.entry));
         builder.set_dir(b"", &meta)?;

@@ -7,10 +7,15 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 const PIECE: usize = 1 << 30;
+/// Up to this size a read and a write cost less than sharing extents or looking for holes.
+const SMALL: usize = 16 << 10;
 
 /// Copies `size` bytes of `from` to the empty file `to`.
 pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
-    if size == 0 || rustix::fs::ioctl_ficlone(to, from).is_ok() {
+    if size <= SMALL as u64 {
+        return copy_small(from, to, size);
+    }
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
     let mut at = 0;
@@ -23,6 +28,25 @@ pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Resul
         at = hole;
     }
     rustix::fs::ftruncate(to, size)
+}
+
+fn copy_small(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    let mut buf = [0u8; SMALL];
+    let mut at = 0;
+    while at < size {
+        let want = usize::try_from(size - at).unwrap_or(SMALL).min(SMALL);
+        match rustix::io::pread(from, &mut buf[..want], at) {
+            // It has become shorter: what is missing reads as zeros, and the digest will not match.
+            Ok(0) => return rustix::fs::ftruncate(to, size),
+            Ok(n) => {
+                write_at(to, &buf[..n], at)?;
+                at += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Returns the next range that holds data, at or behind `at`.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -9,13 +10,16 @@ use std::sync::Arc;
 
 use kiln_snapshot::layer::{FileMeta, Overrides};
 use kiln_snapshot::{Entry, Kind, LayerBuilder, LayerManifest, Tree};
-use kiln_stdx::Digest;
+use kiln_stdx::{Digest, DigestHasher};
 use kiln_store::{FileSum, ImmutableRef, RecordType, Store};
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::ahead;
 use crate::error::EngineError;
 use crate::layers;
 
+/// Files up to this size are read and hashed on other threads before it is their turn to be written.
+const SMALL: u64 = 256 << 10;
 /// How many names are handled between looks at the cancel token.
 const STRIDE: usize = 256;
 
@@ -48,15 +52,21 @@ impl Last {
 }
 
 /// Where the bytes of a file come from.
-pub trait Contents {
+pub trait Contents: Sync {
     /// Opens the file that stands at `place` in the listing.
     ///
     /// # Errors
     /// It cannot be read any more.
-    fn open(&self, place: usize, entry: &Entry) -> std::io::Result<Box<dyn Read>>;
+    fn open(&self, place: usize, entry: &Entry) -> std::io::Result<File>;
 
-    /// Learns what the bytes of a file were.
-    fn read(&self, place: usize, entry: &Entry);
+    /// Learns that all bytes of a file were read, from this descriptor, and what they were.
+    fn read(&self, place: usize, entry: &Entry, file: &File);
+}
+
+/// A small file that was read whole.
+struct Small {
+    bytes: Vec<u8>,
+    digest: Digest,
 }
 
 /// A directory to be made into a layer.
@@ -87,19 +97,86 @@ impl Assembly<'_> {
         let draft = self.store.draft()?;
         let (tree, dirs) = (Tree::default(), Vec::new());
         let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
-        for (place, entry) in self.entries.iter().enumerate() {
-            if place % STRIDE == 0 && self.cancel.is_cancelled() {
-                return Err(EngineError::canceled());
-            }
-            self.place(place, entry, &mut builder)?;
-        }
+        let small: Vec<usize> = (0..self.entries.len()).filter(|&place| self.is_small(place)).collect();
+        ahead(
+            &small,
+            |&place| self.read(place),
+            |next| {
+                let mut small = small.iter().copied().peekable();
+                for (place, entry) in self.entries.iter().enumerate() {
+                    if place % STRIDE == 0 && self.cancel.is_cancelled() {
+                        return Err(EngineError::canceled());
+                    }
+                    let read = small.next_if_eq(&place).and_then(|_| next()).transpose()?.flatten();
+                    self.place(place, entry, read, &mut builder)?;
+                }
+                Ok(())
+            },
+        )?;
         let manifest = builder.finish()?;
         let info = layers::info(&scratch, self.description.clone(), RecordType::SourceLocal);
         let layer = self.store.commit(draft, manifest, info)?;
         Ok(scratch.with_layer(layer))
     }
 
-    fn place(&self, place: usize, entry: &Entry, builder: &mut LayerBuilder<'_>) -> Result<(), EngineError> {
+    /// Returns what the last state has at the path, if the bytes are the same.
+    fn unchanged(&self, entry: &Entry) -> Option<(&Last, &Entry)> {
+        let (last, digest) = (self.last?, entry.digest?);
+        Some((last, last.get(&entry.path).filter(|old| old.digest == Some(digest))?))
+    }
+
+    fn is_small(&self, place: usize) -> bool {
+        let entry = &self.entries[place];
+        entry.kind == Kind::File
+            && entry.size <= SMALL
+            && !self.links.contains_key(&place)
+            && self.unchanged(entry).is_none()
+    }
+
+    /// Reads and hashes a small file; none when it has grown beyond one.
+    fn read(&self, place: usize) -> Result<Option<Small>, EngineError> {
+        let entry = &self.entries[place];
+        let file = self.contents.open(place, entry)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or_default() + 1);
+        (&file).take(SMALL + 1).read_to_end(&mut bytes)?;
+        let size = bytes.len() as u64;
+        if size > SMALL {
+            return Ok(None);
+        }
+        let mut hasher = DigestHasher::new();
+        hasher.update(&bytes);
+        let digest = hasher.finish();
+        self.learn(place, entry, &file, (digest, size), || {
+            let mut sum = FileSum::new(entry);
+            sum.update(&bytes);
+            sum.finish()
+        });
+        Ok(Some(Small { bytes, digest }))
+    }
+
+    /// Remembers what the bytes of a file were.
+    fn learn(
+        &self,
+        place: usize,
+        entry: &Entry,
+        file: &File,
+        (digest, size): (Digest, u64),
+        sum: impl FnOnce() -> Digest,
+    ) {
+        let written = Entry { digest: Some(digest), size, ..entry.clone() };
+        if size == entry.size {
+            self.store.note_file_sum(&written, sum());
+        }
+        self.contents.read(place, &written, file);
+    }
+
+    fn place(
+        &self,
+        place: usize,
+        entry: &Entry,
+        read: Option<Small>,
+        builder: &mut LayerBuilder<'_>,
+    ) -> Result<(), EngineError> {
         if let Some(first) = self.links.get(&place).and_then(|first| self.entries.get(*first)) {
             return Ok(builder.hard_link(&first.path, &entry.path)?);
         }
@@ -111,7 +188,10 @@ impl Assembly<'_> {
                 builder.node(&entry.path, entry.kind, entry.rdev, &meta)?;
             }
             Kind::Whiteout => {}
-            Kind::File => self.file(place, entry, &meta, builder)?,
+            Kind::File => match read {
+                Some(small) => builder.file_of(&entry.path, &meta, &small.bytes, small.digest)?,
+                None => self.file(place, entry, &meta, builder)?,
+            },
         }
         Ok(())
     }
@@ -124,9 +204,7 @@ impl Assembly<'_> {
         builder: &mut LayerBuilder<'_>,
     ) -> Result<(), EngineError> {
         // The last state has the same bytes: link them, or copy them when mode or time differ.
-        if let (Some(last), Some(digest)) = (self.last, entry.digest)
-            && let Some(old) = last.get(&entry.path).filter(|old| old.digest == Some(digest))
-        {
+        if let Some((last, old)) = self.unchanged(entry) {
             let source = last.dir.join(OsString::from_vec(old.path.clone()));
             let overrides = Overrides {
                 owner: Some((entry.uid, entry.gid)),
@@ -137,14 +215,10 @@ impl Assembly<'_> {
             builder.link_or_copy(&source, old, &entry.path, &overrides)?;
             return Ok(());
         }
-        let reader = self.contents.open(place, entry)?;
-        let mut summing = Summing { inner: reader, sum: FileSum::new(entry) };
+        let file = self.contents.open(place, entry)?;
+        let mut summing = Summing { inner: &file, sum: FileSum::new(entry) };
         let (digest, size) = builder.file_from_reader(&entry.path, meta, &mut summing)?;
-        let written = Entry { digest: Some(digest), size, ..entry.clone() };
-        if size == entry.size {
-            self.store.note_file_sum(&written, summing.sum.finish());
-        }
-        self.contents.read(place, &written);
+        self.learn(place, entry, &file, (digest, size), || summing.sum.finish());
         Ok(())
     }
 }

@@ -1,17 +1,19 @@
 //! Reading a client's directory on the same machine, with the persistent index of what files were.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use kiln_snapshot::{Entry, Kind};
-use kiln_store::{ContextIndex, ImmutableRef, Store, is_local_filesystem};
+use kiln_snapshot::Entry;
+use kiln_stdx::Digest;
+use kiln_store::{ContextIndex, ImmutableRef, Known, StatKey, Store, is_local_filesystem};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Wanted;
+use super::ahead::ahead;
 use super::assemble::{Assembly, Contents, Last, digest_of};
 use super::walk::{Found, names_in, open_file, stat_key, walk};
 use crate::error::EngineError;
@@ -37,29 +39,16 @@ pub fn read(
     last: Option<&Last>,
     cancel: &CancellationToken,
 ) -> Result<(ImmutableRef, Work), EngineError> {
-    let found = walk(root.as_fd(), wanted).map_err(|e| unreadable(&e))?;
     let device = rustix::fs::fstat(root).map_err(std::io::Error::from)?.st_dev;
     let index = is_local_filesystem(root).then(|| store.context_index(uid, device));
+    let found = walk(root.as_fd(), wanted, index.as_deref()).map_err(|e| unreadable(&e))?;
     let mut work = Work { files: found.len() as u64, ..Work::default() };
     let links = links(&found);
-    let keys = found.iter().map(|f| f.key).collect();
-    let mut entries: Vec<Entry> = Vec::with_capacity(found.len());
-    for (place, found) in found.into_iter().enumerate() {
-        let mut entry = found.entry;
-        if let Some(key) = found.key {
-            entry.digest = index.as_ref().and_then(|index| index.get(&key));
-            // Unknown, but it looks as before: reading it tells whether it can be linked.
-            let before = last.and_then(|last| last.get(&entry.path)).filter(|old| old.size == entry.size);
-            if entry.digest.is_none() && before.is_some() {
-                if place % 64 == 0 && cancel.is_cancelled() {
-                    return Err(EngineError::canceled());
-                }
-                entry.digest = Some(hash(root, &entry, key, index.as_ref())?);
-                work.read += 1;
-                work.bytes += entry.size;
-            }
-        }
-        entries.push(entry);
+    let (mut entries, keys): (Vec<Entry>, Vec<_>) = found.into_iter().map(|found| (found.entry, found.key)).unzip();
+    for (place, digest) in settle(root, &entries, &keys, last, index.as_ref(), cancel)? {
+        work.read += 1;
+        work.bytes += entries[place].size;
+        entries[place].digest = Some(digest);
     }
     let files = Files { root, keys, index: index.clone(), work: Mutex::new(work), started: SystemTime::now() };
     let assembly = Assembly {
@@ -101,6 +90,36 @@ pub fn near(root: &OwnedFd, wanted: &Wanted, reference: &ImmutableRef) -> Result
     Ok(near)
 }
 
+/// Hashes the files that look just as they did in the last state but are not known by the index: whether they can be
+/// linked depends on their bytes. Returns their places.
+fn settle(
+    root: &OwnedFd,
+    entries: &[Entry],
+    keys: &[Option<StatKey>],
+    last: Option<&Last>,
+    index: Option<&Arc<ContextIndex>>,
+    cancel: &CancellationToken,
+) -> Result<Vec<(usize, Digest)>, EngineError> {
+    let looks_the_same = |entry: &Entry| {
+        let old = last.and_then(|last| last.get(&entry.path));
+        old.is_some_and(|old| old.same_object(&Entry { digest: old.digest, ..entry.clone() }))
+    };
+    let unsettled: Vec<(usize, StatKey)> = (entries.iter().zip(keys).enumerate())
+        .filter(|(_, (entry, _))| entry.digest.is_none() && looks_the_same(entry))
+        .filter_map(|(place, (_, key))| Some((place, (*key)?)))
+        .collect();
+    ahead(
+        &unsettled,
+        |&(place, key)| {
+            if cancel.is_cancelled() {
+                return Err(EngineError::canceled());
+            }
+            Ok((place, hash(root, &entries[place], key, index)?))
+        },
+        |next| std::iter::from_fn(next).collect(),
+    )
+}
+
 fn unreadable(error: &std::io::Error) -> EngineError {
     EngineError::user(format!("failed to read the build context: {error}"))
         .with_hint("exclude the path in .dockerignore, or make it readable")
@@ -128,9 +147,9 @@ fn links(found: &[Found]) -> HashMap<usize, usize> {
 fn hash(
     root: &OwnedFd,
     entry: &Entry,
-    key: kiln_store::StatKey,
+    key: StatKey,
     index: Option<&Arc<ContextIndex>>,
-) -> Result<kiln_stdx::Digest, EngineError> {
+) -> Result<Digest, EngineError> {
     let started = SystemTime::now();
     let file = open_file(root.as_fd(), &entry.path).map_err(|e| unreadable(&e))?;
     let digest = digest_of(&file)?;
@@ -138,39 +157,36 @@ fn hash(
     if let Some(index) = index
         && stat_key(&after) == key
     {
-        index.put(key, digest, started);
+        index.put(key, Known { digest, plain: entry.xattrs.is_empty() }, started);
     }
     Ok(digest)
 }
 
 struct Files<'a> {
     root: &'a OwnedFd,
-    keys: Vec<Option<kiln_store::StatKey>>,
+    keys: Vec<Option<StatKey>>,
     index: Option<Arc<ContextIndex>>,
     work: Mutex<Work>,
     started: SystemTime,
 }
 
 impl Contents for Files<'_> {
-    fn open(&self, _: usize, entry: &Entry) -> std::io::Result<Box<dyn Read>> {
-        Ok(Box::new(open_file(self.root.as_fd(), &entry.path)?))
+    fn open(&self, _: usize, entry: &Entry) -> std::io::Result<File> {
+        open_file(self.root.as_fd(), &entry.path)
     }
 
-    fn read(&self, place: usize, entry: &Entry) {
-        let mut work = self.work.lock();
-        work.read += 1;
-        work.bytes += entry.size;
+    fn read(&self, place: usize, entry: &Entry, file: &File) {
+        {
+            let mut work = self.work.lock();
+            work.read += 1;
+            work.bytes += entry.size;
+        }
         let (Some(index), Some(Some(key)), Some(digest)) = (&self.index, self.keys.get(place), entry.digest) else {
             return;
         };
         // The state before the reading is the listing's; the one after must be the same for the bytes to be its.
-        let same = entry.kind == Kind::File
-            && open_file(self.root.as_fd(), &entry.path)
-                .ok()
-                .and_then(|file| rustix::fs::fstat(&file).ok())
-                .is_some_and(|stat| stat_key(&stat) == *key);
-        if same {
-            index.put(*key, digest, self.started);
+        if rustix::fs::fstat(file).is_ok_and(|stat| stat_key(&stat) == *key) {
+            index.put(*key, Known { digest, plain: entry.xattrs.is_empty() }, self.started);
         }
     }
 }

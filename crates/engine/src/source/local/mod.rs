@@ -4,6 +4,7 @@
 //! last build is remembered by directory and shared key; an unchanged directory is that very layer again, and a
 //! changed one a new layer that links everything the old one has.
 
+mod ahead;
 pub mod assemble;
 pub mod direct;
 pub mod sync;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -126,12 +126,12 @@ impl SyncTarget for Received {
 }
 
 impl Contents for Received {
-    fn open(&self, place: usize, _: &Entry) -> io::Result<Box<dyn Read>> {
+    fn open(&self, place: usize, _: &Entry) -> io::Result<File> {
         let id = self.ids.get(&place).ok_or_else(|| io::Error::other("a file was not sent"))?;
-        Ok(Box::new(File::open(self.path(*id))?))
+        File::open(self.path(*id))
     }
 
-    fn read(&self, _: usize, _: &Entry) {}
+    fn read(&self, _: usize, _: &Entry, _: &File) {}
 }
 
 /// Returns what a stat says, owned by root as file sync has it.

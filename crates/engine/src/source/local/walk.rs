@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use kiln_snapshot::{Entry, Kind};
 use kiln_stdx::pattern::{LinkSource, PathFilter, Verdict, Walk as Judge, follow_paths};
-use kiln_store::StatKey;
+use kiln_store::{ContextIndex, StatKey};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, openat2, readlinkat, statat};
 
 use super::Wanted;
@@ -16,7 +16,7 @@ use super::Wanted;
 /// One name of the directory.
 #[derive(Debug)]
 pub struct Found {
-    /// Without digest, inode and link group.
+    /// Without inode and link group; with the digest of its bytes where the index knows it.
     pub entry: Entry,
     /// What identifies the state of a regular file; none for everything else.
     pub key: Option<StatKey>,
@@ -24,11 +24,12 @@ pub struct Found {
     pub linked: Option<(u64, u64)>,
 }
 
-/// Lists the wanted part of `root` in component order, each directory before its content.
+/// Lists the wanted part of `root` in component order, each directory before its content; `index` is of its user and
+/// file system.
 ///
 /// # Errors
 /// A directory or file that cannot be read, with its path; a malformed pattern.
-pub fn walk(root: BorrowedFd<'_>, wanted: &Wanted) -> io::Result<Vec<Found>> {
+pub fn walk(root: BorrowedFd<'_>, wanted: &Wanted, index: Option<&ContextIndex>) -> io::Result<Vec<Found>> {
     let mut include: Vec<Vec<u8>> = wanted.include.iter().map(|p| p.clone().into_bytes()).collect();
     if !wanted.follow.is_empty() {
         let paths: Vec<Vec<u8>> = wanted.follow.iter().map(|p| p.clone().into_bytes()).collect();
@@ -38,7 +39,7 @@ pub fn walk(root: BorrowedFd<'_>, wanted: &Wanted) -> io::Result<Vec<Found>> {
     }
     let bad = |e: kiln_stdx::pattern::PatternError| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
     let filter = PathFilter::new(&include, &wanted.exclude).map_err(bad)?;
-    let mut walker = Walker { judge: filter.walk(), found: Vec::new(), dirs: BTreeMap::new() };
+    let mut walker = Walker { judge: filter.walk(), index, found: Vec::new(), dirs: BTreeMap::new() };
     walker.dir(root, b"")?;
     Ok(walker.found)
 }
@@ -67,6 +68,7 @@ fn at(path: &[u8], error: io::Error) -> io::Error {
 
 struct Walker<'a> {
     judge: Judge<'a>,
+    index: Option<&'a ContextIndex>,
     found: Vec<Found>,
     /// Directories that were passed over and may be taken later for what is in them.
     dirs: BTreeMap<Vec<u8>, Found>,
@@ -76,7 +78,7 @@ impl Walker<'_> {
     fn dir(&mut self, dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<()> {
         for name in names(dir).map_err(|e| at(path, e))? {
             let full = if path.is_empty() { name.to_bytes().to_vec() } else { [path, b"/", name.to_bytes()].concat() };
-            let Some(found) = look(dir, &name, &full).map_err(|e| at(&full, e))? else { continue };
+            let Some(found) = look(dir, &name, &full, self.index).map_err(|e| at(&full, e))? else { continue };
             let is_dir = found.entry.kind == Kind::Dir;
             let descend = match self.judge.visit(&full, is_dir) {
                 Verdict::Prune => false,
@@ -122,7 +124,7 @@ fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
 }
 
 /// Returns what a name is; none for sockets and for what went away meanwhile.
-fn look(dir: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> io::Result<Option<Found>> {
+fn look(dir: BorrowedFd<'_>, name: &CStr, path: &[u8], index: Option<&ContextIndex>) -> io::Result<Option<Found>> {
     let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -149,12 +151,18 @@ fn look(dir: BorrowedFd<'_>, name: &CStr, path: &[u8]) -> io::Result<Option<Foun
     }
     let mut key = None;
     let mut linked = None;
+    let mut plain = kind == Kind::Symlink;
     if kind == Kind::File {
-        entry.size = u64::try_from(stat.st_size).unwrap_or_default();
-        key = Some(stat_key(&stat));
+        let state = stat_key(&stat);
+        entry.size = state.size;
+        if let Some(known) = index.and_then(|index| index.get(&state)) {
+            entry.digest = Some(known.digest);
+            plain = known.plain;
+        }
+        key = Some(state);
         linked = (stat.st_nlink > 1).then_some((stat.st_dev, stat.st_ino));
     }
-    if kind != Kind::Symlink {
+    if !plain {
         entry.xattrs = xattrs(dir, name);
     }
     Ok(Some(Found { entry, key, linked }))

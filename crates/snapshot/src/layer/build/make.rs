@@ -14,13 +14,26 @@ use crate::error::{Error, Result};
 use crate::path;
 use crate::sys::{self, xattr::Xattrs};
 
+/// Bytes read at once.
+const BUFFER: usize = 128 << 10;
+
 impl LayerBuilder<'_> {
     /// Makes a file with these bytes.
     ///
     /// # Errors
     /// For bad paths, a parent that is no directory, and failing system calls.
     pub fn file_from_bytes(&mut self, path: &[u8], meta: &FileMeta, bytes: &[u8]) -> Result<()> {
-        self.file_from_reader(path, meta, bytes).map(|_| ())
+        self.file_of(path, meta, bytes, Digest::of(bytes))
+    }
+
+    /// Makes a file with these bytes, whose digest is known.
+    ///
+    /// # Errors
+    /// As [`file_from_bytes`](Self::file_from_bytes).
+    pub fn file_of(&mut self, path: &[u8], meta: &FileMeta, bytes: &[u8], digest: Digest) -> Result<()> {
+        let mut file = std::fs::File::from(self.create(path)?);
+        file.write_all(bytes).map_err(Error::io("write", path::lossy(path)))?;
+        self.seal(path, &file.into(), meta, bytes.len() as u64, digest)
     }
 
     /// Makes a file of what `reader` gives, hashing it on the way, and returns digest and size.
@@ -30,7 +43,8 @@ impl LayerBuilder<'_> {
     pub fn file_from_reader(&mut self, path: &[u8], meta: &FileMeta, mut reader: impl Read) -> Result<(Digest, u64)> {
         let mut file = std::fs::File::from(self.create(path)?);
         let mut hasher = DigestHasher::new();
-        let mut buf = vec![0u8; 128 * 1024];
+        let mut buf = std::mem::take(&mut self.buffer);
+        buf.resize(BUFFER, 0);
         let mut size = 0u64;
         loop {
             let n = match reader.read(&mut buf) {
@@ -43,6 +57,7 @@ impl LayerBuilder<'_> {
             file.write_all(&buf[..n]).map_err(Error::io("write", path::lossy(path)))?;
             size += n as u64;
         }
+        self.buffer = buf;
         let digest = hasher.finish();
         self.seal(path, &file.into(), meta, size, digest)?;
         Ok((digest, size))
