@@ -169,10 +169,14 @@ pub fn work(store: &Store) -> Result<Outcome> {
     cache_mount(store)?;
     let index = store.context_index(1, 7);
     let key = StatKey { ino: 1, size: 2, mtime: (5, 0), ctime: (5, 0) };
-    if let Some(digest) = index.get(&key) {
-        assert_eq!(digest, Digest::of("indexed"));
+    if let Some(known) = index.get(&key) {
+        assert_eq!(known.digest, Digest::of("indexed"));
     }
-    index.put(key, Digest::of("indexed"), UNIX_EPOCH + Duration::from_secs(100));
+    index.put(
+        key,
+        kiln_store::Known { digest: Digest::of("indexed"), plain: true },
+        UNIX_EPOCH + Duration::from_secs(100),
+    );
     index.save()?;
     store.set_local_ref("context", "key", &r.prefix(1));
     store.meta().flush();

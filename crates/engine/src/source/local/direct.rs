@@ -144,12 +144,7 @@ fn links(found: &[Found]) -> HashMap<usize, usize> {
     links
 }
 
-fn hash(
-    root: &OwnedFd,
-    entry: &Entry,
-    key: StatKey,
-    index: Option<&Arc<ContextIndex>>,
-) -> Result<Digest, EngineError> {
+fn hash(root: &OwnedFd, entry: &Entry, key: StatKey, index: Option<&Arc<ContextIndex>>) -> Result<Digest, EngineError> {
     let started = SystemTime::now();
     let file = open_file(root.as_fd(), &entry.path).map_err(|e| unreadable(&e))?;
     let digest = digest_of(&file)?;
