@@ -29,6 +29,7 @@ fn main() {
     let face = args.first().map_or(Face::Kiln, |name| Face::of(name));
     let result = match face {
         Face::Kiln => kiln(&args),
+        Face::Buildkitd => buildkitd(&args),
         other => Err(CliError::environment(format!("this build of kiln has no {} commands", other.name()))
             .hint("invoke the binary as `kiln`")),
     };
@@ -48,6 +49,13 @@ fn kiln(args: &[OsString]) -> Result<(), CliError> {
     match parse::parse(args)? {
         parse::Parsed::Run(cli) => commands::run(*cli, env::Env::of_process()),
         parse::Parsed::Show(text) => print(&text),
+    }
+}
+
+fn buildkitd(args: &[OsString]) -> Result<(), CliError> {
+    match commands::buildkitd::parse(args)? {
+        Ok(flags) => commands::buildkitd::run(flags),
+        Err(text) => print(&text),
     }
 }
 

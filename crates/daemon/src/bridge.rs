@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use futures::Stream;
+use kiln_engine::container::ContainerSpec;
 use kiln_engine::source::lookup::{ImageQuery, image_config};
 use kiln_engine::{Bridge, CacheSpec, Engine, FrontendRequest, FrontendResult, Ref, ResultRefs, inspect};
 use kiln_llb::caps;
+use kiln_llb::op::{HostIp, NetMode};
 use kiln_session::errdetail;
 use kiln_session::proto::control::apicaps::ApiCap;
 use kiln_session::proto::fs::Stat;
@@ -17,15 +19,18 @@ use kiln_snapshot::{Entry, Kind};
 use kiln_store::ImmutableRef;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{convert, workers};
+use crate::{attestations, convert, processes, workers};
 
 /// Names the build that a call belongs to.
 const BUILD: &str = "buildkit-controlapi-buildid";
 
+/// Messages of processes that may wait for a slow client.
+const MESSAGES: usize = 16;
+
 /// The bridge service.
 pub struct BridgeService {
     pub engine: Engine,
-    pub build_id: String,
+    pub about: workers::About,
 }
 
 impl BridgeService {
@@ -52,7 +57,7 @@ fn find(bridge: &Bridge, id: &str) -> Result<Ref, Status> {
     bridge.reference(id).ok_or_else(|| Status::not_found(format!("no such ref: {id}")))
 }
 
-fn wire_ref(reference: Option<&Ref>) -> pb::Ref {
+pub fn wire_ref(reference: Option<&Ref>) -> pb::Ref {
     match reference {
         Some(reference) => pb::Ref { id: reference.id().to_owned(), def: Some(reference.definition().to_pb()) },
         None => pb::Ref::default(),
@@ -68,7 +73,10 @@ fn wire_result(result: &FrontendResult) -> pb::Result {
         }
     };
     let metadata = result.metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    pb::Result { result: Some(refs), metadata, attestations: BTreeMap::new() }
+    let attestations = result.attestations.iter().map(|(id, list)| {
+        (id.clone(), pb::Attestations { attestation: list.iter().map(attestations::to_wire).collect() })
+    });
+    pb::Result { result: Some(refs), metadata, attestations: attestations.collect() }
 }
 
 fn own_result(bridge: &Bridge, result: pb::Result) -> Result<FrontendResult, Status> {
@@ -87,7 +95,15 @@ fn own_result(bridge: &Bridge, result: pb::Result) -> Result<FrontendResult, Sta
         }
     };
     let metadata = result.metadata.into_iter().map(|(k, v)| (k, v.to_vec())).collect();
-    Ok(FrontendResult { refs, metadata })
+    let mut attestations = BTreeMap::new();
+    for (id, list) in result.attestations {
+        let list = list.attestation.into_iter().map(|a| {
+            let reference = a.r#ref.as_ref().map(|r| lookup(&r.id)).transpose()?.flatten();
+            attestations::from_wire(a, reference)
+        });
+        attestations.insert(id, list.collect::<Result<Vec<_>, Status>>()?);
+    }
+    Ok(FrontendResult { refs, metadata, attestations })
 }
 
 fn wire_stat(entry: &Entry) -> Stat {
@@ -118,8 +134,23 @@ fn api_caps(names: impl IntoIterator<Item = &'static str>) -> Vec<ApiCap> {
     names.into_iter().map(|id| ApiCap { id: id.to_owned(), enabled: true, ..ApiCap::default() }).collect()
 }
 
-fn no_containers<T>() -> Result<T, Status> {
-    Err(Status::unimplemented("containers of the gateway are not supported by this engine"))
+fn range(range: pb::FileRange) -> inspect::Range {
+    inspect::Range {
+        offset: u64::try_from(range.offset).unwrap_or(0),
+        length: u64::try_from(range.length).unwrap_or(0),
+    }
+}
+
+fn mount_index(index: i32) -> Result<usize, Status> {
+    usize::try_from(index).map_err(|_| Status::invalid_argument("negative mount index"))
+}
+
+fn read_dir(layers: &ImmutableRef, request: &pb::ReadDirRequest) -> Result<pb::ReadDirResponse, Status> {
+    let entries = inspect::read_dir(layers, &request.dir_path).map_err(|e| convert::status(&e))?;
+    let pattern = request.include_pattern.as_bytes();
+    let matches =
+        |entry: &&Entry| pattern.is_empty() || kiln_stdx::pattern::matches(pattern, entry.name()).unwrap_or(false);
+    Ok(pb::ReadDirResponse { entries: entries.iter().filter(matches).map(wire_stat).collect() })
 }
 
 #[tonic::async_trait]
@@ -201,10 +232,7 @@ impl LlbBridge for BridgeService {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let reference = Self::evaluated(&bridge, &request.r#ref).await?;
-        let range = request.range.map(|r| inspect::Range {
-            offset: u64::try_from(r.offset).unwrap_or(0),
-            length: u64::try_from(r.length).unwrap_or(0),
-        });
+        let range = request.range.map(range);
         let data = inspect::read_file(bridge.parts(), &reference, &request.file_path, range)
             .await
             .map_err(|e| convert::status(&e))?;
@@ -215,11 +243,7 @@ impl LlbBridge for BridgeService {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let reference = Self::evaluated(&bridge, &request.r#ref).await?;
-        let entries = inspect::read_dir(&reference, &request.dir_path).map_err(|e| convert::status(&e))?;
-        let pattern = request.include_pattern.as_bytes();
-        let matches =
-            |entry: &&Entry| pattern.is_empty() || kiln_stdx::pattern::matches(pattern, entry.name()).unwrap_or(false);
-        Ok(Response::new(pb::ReadDirResponse { entries: entries.iter().filter(matches).map(wire_stat).collect() }))
+        Ok(Response::new(read_dir(&reference, &request)?))
     }
 
     async fn stat_file(&self, request: Request<pb::StatFileRequest>) -> Result<Response<pb::StatFileResponse>, Status> {
@@ -240,9 +264,9 @@ impl LlbBridge for BridgeService {
         // Clients ping before anything else; the wait for their build is part of the answer.
         self.bridge(&request).await?;
         Ok(Response::new(pb::PongResponse {
-            frontend_api_caps: api_caps(caps::GATEWAY.iter().map(|(id, _)| *id).filter(|id| !id.contains(".exec"))),
+            frontend_api_caps: api_caps(caps::GATEWAY.iter().map(|(id, _)| *id)),
             llb_caps: api_caps(caps::LLB.iter().copied()),
-            workers: vec![workers::worker(&self.engine, &self.build_id)],
+            workers: vec![workers::worker(&self.engine, &self.about)],
         }))
     }
 
@@ -265,46 +289,82 @@ impl LlbBridge for BridgeService {
 
     async fn new_container(
         &self,
-        _: Request<pb::NewContainerRequest>,
+        request: Request<pb::NewContainerRequest>,
     ) -> Result<Response<pb::NewContainerResponse>, Status> {
-        no_containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let mounts = request.mounts.into_iter().map(kiln_llb::gateway_mount).collect::<Result<_, _>>();
+        let network = match kiln_llb::pb::NetMode::try_from(request.network) {
+            Ok(kiln_llb::pb::NetMode::Unset) => NetMode::Unset,
+            Ok(kiln_llb::pb::NetMode::Host) => NetMode::Host,
+            Ok(kiln_llb::pb::NetMode::None) => NetMode::None,
+            Err(_) => return Err(Status::invalid_argument("unknown network mode")),
+        };
+        let host = |h: kiln_llb::pb::HostIp| HostIp { host: h.host, ip: h.ip };
+        let spec = ContainerSpec {
+            mounts: mounts.map_err(Status::invalid_argument)?,
+            network,
+            extra_hosts: request.extra_hosts.into_iter().map(host).collect(),
+            hostname: request.hostname,
+        };
+        bridge.new_container(&request.container_id, spec).await.map_err(|e| convert::status(&e))?;
+        Ok(Response::new(pb::NewContainerResponse {}))
     }
 
     async fn release_container(
         &self,
-        _: Request<pb::ReleaseContainerRequest>,
+        request: Request<pb::ReleaseContainerRequest>,
     ) -> Result<Response<pb::ReleaseContainerResponse>, Status> {
-        no_containers()
+        let bridge = self.bridge(&request).await?;
+        bridge.containers().release(&request.into_inner().container_id);
+        Ok(Response::new(pb::ReleaseContainerResponse {}))
     }
 
     type ExecProcessStream = Pin<Box<dyn Stream<Item = Result<pb::ExecMessage, Status>> + Send>>;
 
     async fn exec_process(
         &self,
-        _: Request<Streaming<pb::ExecMessage>>,
+        request: Request<Streaming<pb::ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        no_containers()
+        let bridge = self.bridge(&request).await?;
+        let (outgoing, messages) = tokio::sync::mpsc::channel(MESSAGES);
+        tokio::spawn(processes::serve(bridge, request.into_inner(), outgoing));
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(messages))))
     }
 
     async fn read_file_container(
         &self,
-        _: Request<pb::ReadFileRequest>,
+        request: Request<pb::ReadFileRequest>,
     ) -> Result<Response<pb::ReadFileResponse>, Status> {
-        no_containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let container = bridge.containers().get(&request.r#ref).map_err(|e| convert::status(&e))?;
+        let mount = mount_index(request.mount_index)?;
+        let data = container.read_file(mount, &request.file_path, request.range.map(range)).await;
+        Ok(Response::new(pb::ReadFileResponse { data: data.map_err(|e| convert::status(&e))? }))
     }
 
     async fn read_dir_container(
         &self,
-        _: Request<pb::ReadDirRequest>,
+        request: Request<pb::ReadDirRequest>,
     ) -> Result<Response<pb::ReadDirResponse>, Status> {
-        no_containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let container = bridge.containers().get(&request.r#ref).map_err(|e| convert::status(&e))?;
+        let layers = container.readable(mount_index(request.mount_index)?).map_err(|e| convert::status(&e))?;
+        Ok(Response::new(read_dir(&layers, &request)?))
     }
 
     async fn stat_file_container(
         &self,
-        _: Request<pb::StatFileRequest>,
+        request: Request<pb::StatFileRequest>,
     ) -> Result<Response<pb::StatFileResponse>, Status> {
-        no_containers()
+        let bridge = self.bridge(&request).await?;
+        let request = request.into_inner();
+        let container = bridge.containers().get(&request.r#ref).map_err(|e| convert::status(&e))?;
+        let layers = container.readable(mount_index(request.mount_index)?).map_err(|e| convert::status(&e))?;
+        let entry = inspect::stat(&layers, &request.path).map_err(|e| convert::status(&e))?;
+        Ok(Response::new(pb::StatFileResponse { stat: Some(wire_stat(&entry)) }))
     }
 
     async fn warn(&self, request: Request<pb::WarnRequest>) -> Result<Response<pb::WarnResponse>, Status> {

@@ -4,6 +4,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kiln_engine::history::HistoryLimits;
+use kiln_engine::parts::{FrontendRules, StepDefaults};
 use kiln_engine::{Engine, History, Parts};
 use kiln_executor::{SandboxConfig, SandboxExecutor};
 use kiln_registry::{Registry, RegistryConfig};
@@ -11,7 +13,6 @@ use kiln_session::SessionRegistry;
 use kiln_snapshot::{CopySnapshotter, OverlaySnapshotter, Snapshotter};
 use kiln_store::{Meta, Store, StoreConfig};
 
-use crate::file::ConfigFile;
 use crate::{DaemonConfig, DaemonError};
 
 /// Seconds between checks of one blob or layer; for tests and for hosts that are not trusted.
@@ -24,7 +25,6 @@ const DRIVER: &str = "KILN_SNAPSHOTTER";
 /// # Errors
 /// The root is in use or cannot be written.
 pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
-    let registry = registry(config)?;
     let mut store_config = StoreConfig::new(&config.root);
     if let Some(seconds) = std::env::var(RECHECK).ok().and_then(|v| v.parse().ok()) {
         store_config.recheck = std::time::Duration::from_secs(seconds);
@@ -35,39 +35,52 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
     })?;
     let history = Meta::open(config.root.join("history.db"), config.root.join("damaged"), store.repairs().clone());
     let runtime_dir = runtime_dir(&config.root)?;
+    let settings = &config.settings;
+    let mut registry = RegistryConfig { hosts: settings.registries.clone(), ..RegistryConfig::default() };
+    if let Some(most) = settings.registry_concurrency {
+        registry.max_concurrency = most.max(1);
+    }
     let executor = SandboxExecutor::new(SandboxConfig::default())
         .map_err(|e| start("preparing the sandbox", std::io::Error::other(e)))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let parts = Parts {
-        snapshotter: snapshotter(),
+        snapshotter: snapshotter(settings.snapshotter.as_deref()),
         executor: Arc::new(executor),
-        registry,
+        registry: Registry::new(registry),
         sessions: SessionRegistry::new(),
-        entitlements: vec!["network.host".to_owned()],
+        entitlements: settings.entitlements.clone(),
+        steps: StepDefaults {
+            resolv_conf: settings.dns.as_ref().map(|dns| dns.resolv_conf().into_bytes()),
+            cgroup_parent: settings.cgroup_parent.clone(),
+            max_parallelism: settings.max_parallelism,
+        },
+        frontends: FrontendRules {
+            dockerfile: settings.frontends.dockerfile,
+            gateway: settings.frontends.gateway,
+            allowed_repositories: settings.frontends.allowed_repositories.clone(),
+        },
         runtime_dir,
         work: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
         unpacks: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
         fetches: kiln_stdx::SingleFlight::new(),
         store,
     };
-    Ok(Engine::new(Arc::new(parts), History::new(&history)))
-}
-
-fn registry(config: &DaemonConfig) -> Result<Registry, DaemonError> {
-    let Some(path) = &config.file else { return Ok(Registry::new(RegistryConfig::default())) };
-    let wrong = |why| DaemonError::Config { path: path.display().to_string(), why };
-    Ok(Registry::new(ConfigFile::read(path)?.registry().map_err(wrong)?))
+    let keep = HistoryLimits {
+        age: settings.history.max_age.unwrap_or(HistoryLimits::default().age),
+        entries: settings.history.max_entries.unwrap_or(HistoryLimits::default().entries),
+    };
+    Ok(Engine::new(Arc::new(parts), History::new(&history, keep)))
 }
 
 fn start(what: &'static str, source: std::io::Error) -> DaemonError {
     DaemonError::Start { what, source }
 }
 
-fn snapshotter() -> Arc<dyn Snapshotter> {
+fn snapshotter(wanted: Option<&str>) -> Arc<dyn Snapshotter> {
     let overlay = std::fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("overlay"));
-    match std::env::var(DRIVER).as_deref() {
-        Ok("copy") => Arc::new(CopySnapshotter),
-        Ok("overlay") => Arc::new(OverlaySnapshotter),
+    match std::env::var(DRIVER).ok().as_deref().or(wanted) {
+        Some("copy") => Arc::new(CopySnapshotter),
+        Some("overlay") => Arc::new(OverlaySnapshotter),
         _ if overlay => Arc::new(OverlaySnapshotter),
         _ => Arc::new(CopySnapshotter),
     }

@@ -4,15 +4,16 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::settings::Settings;
+
 /// Settings of one engine process.
 #[derive(Debug)]
 pub struct DaemonConfig {
     /// State root; absolute, exists, owned by the engine's user.
     pub root: PathBuf,
-    /// Configuration file in the form of `buildkitd.toml`.
-    pub file: Option<PathBuf>,
-    /// Addresses to listen on, `unix://PATH`. A path may lead through `/proc/self/fd` when the real one is too long for a
-    /// socket address; it stays valid while the engine runs.
+    /// Addresses to listen on: `unix://PATH`, `tcp://HOST:PORT`, or `fd://` for sockets that the starter hands over. A
+    /// path may lead through `/proc/self/fd` when the real one is too long for a socket address; it stays valid while
+    /// the engine runs.
     pub addresses: Vec<String>,
     /// How long to go on without connections and work; forever when absent.
     pub idle_timeout: Option<Duration>,
@@ -26,4 +27,6 @@ pub struct DaemonConfig {
     pub group: Option<String>,
     /// Whether to log more.
     pub debug: bool,
+    /// What an administrator decided.
+    pub settings: Settings,
 }

@@ -28,7 +28,7 @@ const PRUNED: usize = 64;
 /// The control service.
 pub struct ControlService {
     pub engine: Engine,
-    pub build_id: String,
+    pub about: workers::About,
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -146,11 +146,12 @@ impl Control for ControlService {
     }
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
-        Ok(Response::new(ListWorkersResponse { record: vec![workers::worker(&self.engine, &self.build_id)] }))
+        Ok(Response::new(ListWorkersResponse { record: vec![workers::worker(&self.engine, &self.about)] }))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        let mut response = Response::new(InfoResponse { buildkit_version: Some(workers::version(&self.build_id)) });
+        let mut response =
+            Response::new(InfoResponse { buildkit_version: Some(workers::version(&self.about.build_id)) });
         let busy = *self.engine.active().borrow();
         response.metadata_mut().insert(BUSY, busy.into());
         Ok(response)

@@ -22,6 +22,9 @@ pub fn status(error: &EngineError) -> Status {
     if let Some(location) = &error.source_location {
         details.push(Detail::Source { info: location.info.clone(), ranges: location.ranges.clone() });
     }
+    for place in &error.further_locations {
+        details.push(Detail::Source { info: place.info.clone(), ranges: place.ranges.clone() });
+    }
     if let Some(vertex) = &error.vertex {
         details.push(Detail::Vertex { digest: vertex.to_string() });
         details.push(Detail::Solve { input_ids: Vec::new(), mount_ids: Vec::new(), subject: None });
@@ -44,7 +47,11 @@ pub fn error(status: &Status) -> EngineError {
     for detail in errdetail::details(status) {
         match detail {
             Detail::Source { info, ranges } => {
-                error.source_location = Some(Box::new(kiln_engine::error::Location { info, ranges }));
+                let place = kiln_engine::error::Location { info, ranges };
+                match &error.source_location {
+                    None => error.source_location = Some(Box::new(place)),
+                    Some(_) => error.further_locations.push(place),
+                }
             }
             Detail::Vertex { digest } => error.vertex = digest.parse().ok(),
             _ => {}

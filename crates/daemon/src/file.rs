@@ -1,19 +1,21 @@
-//! The engine's configuration file, in the form of BuildKit's `buildkitd.toml`.
+//! The configuration file, `buildkitd.toml` (features 6.2): every table is known, an unknown key is an error.
 //!
-//! The tables `[registry."host"]` and `[system]` are read. Tables that only a BuildKit daemon has a use for are let pass
-//! with a line in the log, so that one file serves both; what neither knows is an error.
+//! Keys that set up what this engine does in another way (snapshotter plugins, containerd) are read and checked, so
+//! that a file written for that daemon serves unchanged.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use kiln_registry::{HostConfig, KeyPair, RegistryConfig};
 use kiln_stdx::suggest::nearest;
 use serde::Deserialize;
 
 use crate::DaemonError;
+use crate::registry_table::RegistryTable;
+use crate::settings::{Dns, Settings};
 
-/// Names at the top of the file that BuildKit has and this engine does not act on.
-const PASSED_OVER: [&str; 14] = [
+/// Names at the top of the file.
+const KNOWN: &[&str] = &[
     "root",
     "debug",
     "trace",
@@ -24,174 +26,410 @@ const PASSED_OVER: [&str; 14] = [
     "grpc",
     "otel",
     "cdi",
+    "worker",
+    "registry",
     "dns",
     "history",
-    "worker",
     "frontend",
+    "system",
+    "cache",
 ];
-/// Names that are acted on.
-const READ: [&str; 2] = ["registry", "system"];
 
-/// What the file says.
+/// A configuration file, as far as this engine makes use of it.
 #[derive(Debug, Default)]
-pub(crate) struct ConfigFile {
-    registry: BTreeMap<String, RegistryTable>,
-    system: SystemTable,
+pub struct ConfigFile {
+    /// Everything that is not an address or a path of the engine's own.
+    pub settings: Settings,
+    pub root: Option<PathBuf>,
+    pub addresses: Vec<String>,
+    pub debug: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct RegistryTable {
-    mirrors: Vec<String>,
-    http: Option<bool>,
-    insecure: bool,
-    ca: Vec<PathBuf>,
-    keypair: Vec<KeyPairTable>,
-    tlsconfigdir: Vec<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeyPairTable {
-    key: PathBuf,
-    cert: PathBuf,
+struct File {
+    root: Option<PathBuf>,
+    debug: bool,
+    trace: bool,
+    #[serde(rename = "insecure-entitlements")]
+    entitlements: Vec<String>,
+    #[serde(rename = "proxyNetwork")]
+    proxy_network: bool,
+    #[serde(rename = "provenanceEnvDir")]
+    _provenance_env_dir: Option<PathBuf>,
+    log: Log,
+    grpc: Grpc,
+    #[serde(rename = "otel")]
+    _otel: Otel,
+    #[serde(rename = "cdi")]
+    _cdi: Cdi,
+    worker: Workers,
+    registry: BTreeMap<String, RegistryTable>,
+    dns: Option<DnsTable>,
+    history: History,
+    frontend: BTreeMap<String, FrontendTable>,
+    system: System,
+    #[serde(rename = "cache")]
+    _cache: BTreeMap<String, toml::Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct SystemTable {
+#[serde(default, deny_unknown_fields)]
+struct Log {
+    format: String,
+    level: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct Grpc {
+    address: Vec<String>,
+    #[serde(rename = "debugAddress")]
+    _debug_address: Option<String>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    #[serde(rename = "securityDescriptor")]
+    _security_descriptor: Option<String>,
+    tls: Tls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Tls {
+    cert: String,
+    key: String,
+    ca: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Otel {
+    #[serde(rename = "socketPath")]
+    _socket_path: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Cdi {
+    #[serde(rename = "disabled")]
+    _disabled: Option<bool>,
+    #[serde(rename = "specDirs")]
+    _spec_dirs: Vec<PathBuf>,
+    #[serde(rename = "autoAllowed")]
+    _auto_allowed: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Workers {
+    oci: BTreeMap<String, toml::Value>,
+    #[serde(rename = "containerd")]
+    _containerd: BTreeMap<String, toml::Value>,
+}
+
+/// Keys of `[worker.oci]` that change what this engine does.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Worker {
+    labels: BTreeMap<String, String>,
+    platforms: Vec<String>,
+    snapshotter: String,
+    #[serde(rename = "max-parallelism")]
+    max_parallelism: usize,
+    #[serde(rename = "defaultCgroupParent")]
+    cgroup_parent: String,
+    #[serde(rename = "networkMode")]
+    network_mode: String,
+}
+
+/// All keys of `[worker.oci]`.
+const WORKER_KEYS: &[&str] = &[
+    "enabled",
+    "labels",
+    "platforms",
+    "snapshotter",
+    "rootless",
+    "noProcessSandbox",
+    "gc",
+    "gckeepstorage",
+    "reservedSpace",
+    "maxUsedSpace",
+    "minFreeSpace",
+    "gcpolicy",
+    "networkMode",
+    "cniConfigPath",
+    "cniBinaryPath",
+    "cniPoolSize",
+    "bridgeName",
+    "bridgeSubnet",
+    "binary",
+    "proxySnapshotterPath",
+    "defaultCgroupParent",
+    "stargzSnapshotter",
+    "apparmor-profile",
+    "selinux",
+    "max-parallelism",
+    "userRemapUnsupported",
+];
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct DnsTable {
+    nameservers: Vec<String>,
+    options: Vec<String>,
+    search_domains: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct History {
+    max_age: Option<toml::Value>,
+    max_entries: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct FrontendTable {
+    enabled: Option<bool>,
+    allowed_repositories: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct System {
+    #[serde(rename = "platformsCacheMaxAge")]
+    _platforms_cache_max_age: Option<toml::Value>,
     max_registry_concurrency: Option<usize>,
 }
 
 impl ConfigFile {
-    /// Reads the file at `path`.
-    pub(crate) fn read(path: &Path) -> Result<Self, DaemonError> {
-        let config = |why: String| DaemonError::Config { path: path.display().to_string(), why };
-        let text = std::fs::read_to_string(path).map_err(|e| config(e.to_string()))?;
-        Self::parse(&text).map_err(config)
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no TOML, or has a key or value that is not known.
+    pub fn read(path: &Path) -> Result<Self, DaemonError> {
+        let bad = |why: String| DaemonError::Config { path: path.display().to_string(), why };
+        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+        Self::parse(&text).map_err(bad)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads the text of a configuration file.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string().trim().to_owned())?;
-        let mut file = Self::default();
-        for (name, value) in table {
-            let bad = |e: toml::de::Error| format!("[{name}]: {}", e.to_string().trim());
+        for name in table.keys().filter(|name| !KNOWN.contains(&name.as_str())) {
+            let near = nearest(name, KNOWN.iter().copied()).map(|n| format!(", did you mean `{n}`?"));
+            return Err(format!("unknown setting `{name}`{}", near.unwrap_or_default()));
+        }
+        let file = File::deserialize(table).map_err(|e| e.to_string().trim().to_owned())?;
+        let worker = worker(&file.worker.oci)?;
+        let mut settings = Settings { entitlements: file.entitlements, ..Settings::default() };
+        for entitlement in &settings.entitlements {
+            known_entitlement(entitlement)?;
+        }
+        if file.proxy_network {
+            return Err("proxyNetwork is not supported by this engine".to_owned());
+        }
+        if !file.grpc.tls.cert.is_empty() || !file.grpc.tls.key.is_empty() || !file.grpc.tls.ca.is_empty() {
+            return Err("[grpc.tls] is not supported by this engine".to_owned());
+        }
+        settings.labels = worker.labels;
+        settings.platforms = worker.platforms;
+        settings.max_parallelism = Some(worker.max_parallelism).filter(|n| *n > 0);
+        settings.cgroup_parent = Some(worker.cgroup_parent).filter(|p| !p.is_empty());
+        settings.snapshotter = snapshotter(&worker.snapshotter)?;
+        network_mode(&worker.network_mode)?;
+        settings.registry_concurrency = file.system.max_registry_concurrency;
+        for (host, table) in file.registry {
+            let host_settings = table.settings().map_err(|why| format!("[registry.\"{host}\"]: {why}"))?;
+            settings.registries.insert(host, host_settings);
+        }
+        settings.dns =
+            file.dns.map(|t| Dns { nameservers: t.nameservers, options: t.options, search: t.search_domains });
+        settings.history.max_age = file.history.max_age.as_ref().map(duration).transpose()?;
+        settings.history.max_entries = file.history.max_entries;
+        for (name, table) in file.frontend {
+            let enabled = table.enabled.unwrap_or(true);
             match name.as_str() {
-                "registry" => file.registry = value.try_into().map_err(bad)?,
-                "system" => file.system = value.try_into().map_err(bad)?,
-                other if PASSED_OVER.contains(&other) => {
-                    tracing::info!(name = other, "the configuration has a setting that this engine does not use");
+                "dockerfile.v0" => settings.frontends.dockerfile = enabled,
+                "gateway.v0" => {
+                    settings.frontends.gateway = enabled;
+                    settings.frontends.allowed_repositories = table.allowed_repositories;
                 }
-                other => {
-                    let near = nearest(other, READ.into_iter().chain(PASSED_OVER));
-                    let near = near.map(|n| format!(", did you mean `{n}`?")).unwrap_or_default();
-                    return Err(format!("unknown setting `{other}`{near}"));
-                }
+                other => return Err(format!("unknown frontend {other:?}")),
             }
         }
-        Ok(file)
-    }
-
-    /// Returns what the registry client is told.
-    pub(crate) fn registry(self) -> Result<RegistryConfig, String> {
-        let mut config = RegistryConfig::default();
-        if let Some(most) = self.system.max_registry_concurrency.filter(|n| *n > 0) {
-            config.max_concurrency = most;
-        }
-        for (host, table) in self.registry {
-            let settings = table.settings().map_err(|why| format!("[registry.\"{host}\"]: {why}"))?;
-            config.hosts.insert(host, settings);
-        }
-        Ok(config)
+        settings.log_json = match file.log.format.as_str() {
+            "json" => true,
+            "" | "text" => false,
+            other => return Err(format!("unsupported log format {other:?}, use \"json\" or \"text\"")),
+        };
+        settings.log_level = level(&file.log.level, file.trace)?;
+        settings.socket_owner = (file.grpc.uid, file.grpc.gid);
+        Ok(Self { settings, root: file.root, addresses: file.grpc.address, debug: file.debug })
     }
 }
 
-impl RegistryTable {
-    fn settings(mut self) -> Result<HostConfig, String> {
-        for dir in std::mem::take(&mut self.tlsconfigdir) {
-            self.add_directory(&dir)?;
-        }
-        if self.keypair.len() > 1 {
-            return Err(format!("one client certificate can be used, and {} are given", self.keypair.len()));
-        }
-        for file in self.ca.iter().chain(self.keypair.iter().flat_map(|p| [&p.key, &p.cert])) {
-            std::fs::File::open(file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?;
-        }
-        let keypair = self.keypair.pop().map(|p| KeyPair { key: p.key, cert: p.cert });
-        let RegistryTable { mirrors, http, insecure, ca, .. } = self;
-        Ok(HostConfig { mirrors, http, insecure, ca, keypair })
+fn worker(table: &BTreeMap<String, toml::Value>) -> Result<Worker, String> {
+    // Keys of this table were always read whatever their case.
+    let known = |key: &String| WORKER_KEYS.iter().find(|k| k.eq_ignore_ascii_case(key));
+    let mut exact = toml::Table::new();
+    for (key, value) in table {
+        let key = known(key).ok_or_else(|| format!("unknown key {key:?} in [worker.oci]"))?;
+        exact.insert((*key).to_owned(), value.clone());
     }
+    Worker::deserialize(exact).map_err(|e| format!("[worker.oci]: {e}"))
+}
 
-    /// Adds the authorities (`*.crt`) and the client certificate (`*.cert` with its `*.key`) of a directory.
-    fn add_directory(&mut self, dir: &Path) -> Result<(), String> {
-        let listed = std::fs::read_dir(dir).map_err(|e| format!("cannot read `{}`: {e}", dir.display()))?;
-        let mut files: Vec<PathBuf> = listed.flatten().map(|entry| entry.path()).collect();
-        files.sort();
-        for file in files {
-            match file.extension().and_then(|e| e.to_str()) {
-                Some("crt") => self.ca.push(file),
-                Some("cert") => self.keypair.push(KeyPairTable { key: file.with_extension("key"), cert: file }),
-                _ => {}
-            }
-        }
-        Ok(())
+fn network_mode(mode: &str) -> Result<(), String> {
+    match mode {
+        "" | "auto" | "host" => Ok(()),
+        other => Err(format!("network mode {other:?} is not supported by this engine, use \"auto\" or \"host\"")),
     }
+}
+
+/// Returns the engine's own name of a snapshotter.
+///
+/// # Errors
+/// An unknown one.
+pub fn snapshotter(name: &str) -> Result<Option<String>, String> {
+    match name {
+        "" | "auto" => Ok(None),
+        "overlayfs" | "overlay" => Ok(Some("overlay".to_owned())),
+        "native" | "copy" => Ok(Some("copy".to_owned())),
+        other => Err(format!("snapshotter {other:?} is not supported by this engine, use \"overlayfs\" or \"native\"")),
+    }
+}
+
+/// Checks the name of an entitlement.
+///
+/// # Errors
+/// An unknown one.
+pub fn known_entitlement(name: &str) -> Result<(), String> {
+    match name {
+        "network.host" | "security.insecure" | "device" => Ok(()),
+        other => Err(format!("unknown entitlement {other}")),
+    }
+}
+
+fn level(text: &str, trace: bool) -> Result<Option<String>, String> {
+    match text {
+        "" => Ok(trace.then(|| "trace".to_owned())),
+        "panic" | "fatal" | "error" => Ok(Some("error".to_owned())),
+        "warn" | "warning" => Ok(Some("warn".to_owned())),
+        "info" | "debug" | "trace" => Ok(Some(text.to_owned())),
+        other => Err(format!("unknown log level {other:?}")),
+    }
+}
+
+/// Reads `"48h"`, `"1h30m"` or a number of seconds.
+fn duration(value: &toml::Value) -> Result<Duration, String> {
+    match value {
+        toml::Value::Integer(seconds) => {
+            u64::try_from(*seconds).map(Duration::from_secs).map_err(|_| format!("bad duration {seconds}"))
+        }
+        toml::Value::String(text) => text
+            .parse()
+            .map(Duration::from_secs)
+            .ok()
+            .or_else(|| parts(text))
+            .ok_or_else(|| format!("bad duration {text:?}")),
+        other => Err(format!("bad duration {other}")),
+    }
+}
+
+/// Adds up numbers with units, largest first.
+fn parts(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+        let seconds = match &rest[digits..unit_end] {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        total += Duration::try_from_secs_f64(number * seconds).ok()?;
+        rest = &rest[unit_end..];
+    }
+    (!text.is_empty()).then_some(total)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn hosts(text: &str) -> Result<BTreeMap<String, HostConfig>, String> {
-        Ok(ConfigFile::parse(text)?.registry()?.hosts)
-    }
-
     #[test]
-    fn registries_are_read() {
-        let text = r#"
+    fn a_file_of_that_daemon_is_understood() {
+        let file = ConfigFile::parse(
+            r#"
             debug = true
+            root = "/srv/state"
+            insecure-entitlements = ["security.insecure"]
+            [grpc]
+            address = ["unix:///run/x.sock"]
+            gid = 12
             [worker.oci]
-            gc = true
+            maxUsedSpace = "10GB"
+            max-parallelism = 3
+            [worker.oci.labels]
+            zone = "b"
+            [[worker.oci.gcpolicy]]
+            all = true
             [registry."docker.io"]
-            mirrors = ["mirror.test", "other.test:5000/hub"]
-            [registry."plain.test"]
+            mirrors = ["cache.example:5000/hub"]
+            [registry."cache.example:5000"]
             http = true
-            insecure = true
+            [dns]
+            nameservers = ["10.0.0.1"]
+            searchDomains = ["corp"]
+            [history]
+            maxAge = "1h30m"
+            maxEntries = 7
+            [frontend."gateway.v0"]
+            allowedRepositories = ["example.com/fe"]
             [system]
             maxRegistryConcurrency = 9
-        "#;
-        let config = ConfigFile::parse(text).unwrap().registry().unwrap();
-        assert_eq!(config.max_concurrency, 9);
-        assert_eq!(config.hosts["docker.io"].mirrors, ["mirror.test", "other.test:5000/hub"]);
-        let plain = &config.hosts["plain.test"];
-        assert_eq!((plain.http, plain.insecure), (Some(true), true));
+            "#,
+        )
+        .unwrap();
+        assert_eq!(file.root.as_deref(), Some(Path::new("/srv/state")));
+        assert_eq!(file.addresses, ["unix:///run/x.sock"]);
+        let s = file.settings;
+        assert_eq!(s.entitlements, ["security.insecure"]);
+        assert_eq!((s.max_parallelism, s.registry_concurrency), (Some(3), Some(9)));
+        assert_eq!(s.labels.get("zone").map(String::as_str), Some("b"));
+        assert_eq!(s.registries["docker.io"].mirrors, ["cache.example:5000/hub"]);
+        assert_eq!(s.registries["cache.example:5000"].http, Some(true));
+        assert_eq!(s.dns.unwrap().resolv_conf(), "nameserver 10.0.0.1\nsearch corp\n");
+        assert_eq!(s.history.max_age, Some(Duration::from_secs(5400)));
+        assert_eq!(s.history.max_entries, Some(7));
+        assert_eq!(s.frontends.allowed_repositories, ["example.com/fe"]);
+        assert_eq!(s.socket_owner, (None, Some(12)));
     }
 
     #[test]
-    fn a_directory_gives_authorities_and_a_pair() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["own.crt", "client.cert", "client.key", "notes.txt"] {
-            std::fs::write(dir.path().join(name), "x").unwrap();
-        }
-        let text = format!("[registry.\"r.test\"]\ntlsconfigdir = [\"{}\"]\n", dir.path().display());
-        let found = &hosts(&text).unwrap()["r.test"];
-        assert_eq!(found.ca, [dir.path().join("own.crt")]);
-        let pair = KeyPair { key: dir.path().join("client.key"), cert: dir.path().join("client.cert") };
-        assert_eq!(found.keypair, Some(pair));
-        std::fs::remove_file(dir.path().join("client.key")).unwrap();
-        assert!(hosts(&text).unwrap_err().contains("client.key"));
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        for (text, want) in [
+    fn what_is_not_known_is_refused() {
+        for (text, word) in [
             ("regsitry = 1", "unknown setting `regsitry`, did you mean `registry`?"),
-            ("[registry.\"a\"]\nmirors = []", "unknown field `mirors`"),
-            ("[registry.\"a\"]\nca = [\"/nonexistent/ca.pem\"]", "[registry.\"a\"]: cannot read `/nonexistent/ca.pem`"),
             ("[registry", "unclosed table"),
+            ("[worker.oci]\nfancy = true", "fancy"),
+            ("insecure-entitlements = [\"fly\"]", "fly"),
+            ("[frontend.\"other.v0\"]\nenabled = true", "other.v0"),
+            ("[worker.oci]\nsnapshotter = \"tape\"", "tape"),
+            ("[worker.oci]\nnetworkMode = \"cni\"", "cni"),
+            ("[history]\nmaxAge = \"1 week\"", "1 week"),
+            ("[log]\nformat = \"xml\"", "xml"),
         ] {
-            let got = hosts(text).unwrap_err();
-            assert!(got.contains(want), "{text}: {got}");
+            let error = ConfigFile::parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
         }
+        assert!(ConfigFile::parse("").unwrap().settings.entitlements.is_empty());
     }
 }

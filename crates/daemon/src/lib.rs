@@ -2,6 +2,7 @@
 //!
 //! Invariant: no logic. Drivers are chosen and wire types become the engine's own here; what a build is, is elsewhere.
 
+mod attestations;
 mod bridge;
 mod compose;
 mod config;
@@ -13,10 +14,16 @@ mod file;
 mod health;
 mod history;
 mod kiln;
+mod listen;
+mod processes;
+mod registry_table;
 mod serve;
+mod settings;
 mod status;
 mod workers;
 
 pub use config::DaemonConfig;
 pub use error::DaemonError;
+pub use file::{ConfigFile, known_entitlement, snapshotter};
 pub use serve::run;
+pub use settings::{Dns, Frontends, HistorySettings, Settings};

@@ -2,13 +2,10 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::SelectAll;
 use kiln_engine::Engine;
 use kiln_session::direct::{DirectListener, socket_path};
@@ -18,19 +15,18 @@ use kiln_session::proto::gateway::llb_bridge_server::LlbBridgeServer;
 use kiln_session::proto::health::health_server::HealthServer;
 use kiln_session::proto::kiln_v1::kiln_server::KilnServer;
 use kiln_stdx::limits;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::{Connected, Router};
+use tonic::transport::server::Router;
 
 use crate::bridge::BridgeService;
 use crate::content::BlobService;
 use crate::control::ControlService;
 use crate::health::Serving;
 use crate::kiln::KilnService;
+use crate::listen::listen;
+use crate::workers::About;
 use crate::{DaemonConfig, DaemonError, compose};
 
 /// How long running calls may take to end once the engine has been told to.
@@ -41,7 +37,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// # Errors
 /// An address cannot be listened on, or the process cannot be set up.
 pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
-    init_log(config.debug);
+    init_log(&config);
     own_mount_namespace();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -52,11 +48,14 @@ pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
     result
 }
 
-fn init_log(debug: bool) {
-    let level = if debug { "debug" } else { "info" };
+fn init_log(config: &DaemonConfig) {
+    let usual = if config.debug { "debug" } else { "info" };
+    let level = config.settings.log_level.as_deref().unwrap_or(usual);
+    // Crates of the engine are named kiln_*; a filter's target matches by its beginning.
     let filter = tracing_subscriber::EnvFilter::new(format!("warn,kiln={level}"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // Fails only when a log was set up before, which then stays.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+    let _ = log.try_init();
 }
 
 /// Gives the process a mount namespace of its own, before it has threads: what steps mount is nobody else's.
@@ -85,11 +84,13 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     let mut sockets = Vec::new();
     let mut direct = Vec::new();
     for address in &config.addresses {
-        let socket = Socket::bind(address, config.group.as_deref())?;
-        direct.push(DirectListener::bind(&socket_path(&socket.1)));
-        let counter = connections.clone();
-        incoming.push(UnixListenerStream::new(socket.0).map(move |c| c.map(|io| Counted::new(io, &counter))));
-        sockets.push(socket.1);
+        for listener in listen(address, config.group.as_deref(), config.settings.socket_owner).await? {
+            if let Some(path) = listener.path() {
+                direct.push(DirectListener::bind(&socket_path(path)));
+                sockets.push(path.to_owned());
+            }
+            incoming.push(listener.connections(&connections));
+        }
     }
     for listener in direct {
         match listener {
@@ -102,6 +103,8 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
         // A starter that is gone no longer cares.
         let _ = File::from(fd).write_all(b"ready\n");
     }
+    let about =
+        About { build_id: config.build_id, labels: config.settings.labels, platforms: config.settings.platforms };
     let idle = idle(engine.clone(), connections, config.idle_timeout);
     let ended = {
         let stop = stop.clone();
@@ -114,7 +117,7 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
             stop.cancel();
         }
     };
-    let server = router(&engine, &config.build_id).serve_with_incoming_shutdown(incoming, ended);
+    let server = router(&engine, about).serve_with_incoming_shutdown(incoming, ended);
     let result = tokio::select! {
         result = server => result,
         // Calls that do not end by themselves are cut off: a stopping engine does not hang.
@@ -131,9 +134,9 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
     result.map_err(|e| DaemonError::Start { what: "serving", source: std::io::Error::other(e) })
 }
 
-fn router(engine: &Engine, build_id: &str) -> Router {
-    let control = ControlService { engine: engine.clone(), build_id: build_id.to_owned() };
-    let bridge = BridgeService { engine: engine.clone(), build_id: build_id.to_owned() };
+fn router(engine: &Engine, about: About) -> Router {
+    let control = ControlService { engine: engine.clone(), about: about.clone() };
+    let bridge = BridgeService { engine: engine.clone(), about };
     Server::builder()
         .http2_max_header_list_size(limits::GRPC_HEADERS)
         .initial_stream_window_size(2 << 20)
@@ -163,91 +166,4 @@ async fn idle(engine: Engine, connections: Arc<AtomicUsize>, timeout: Option<Dur
         let busy = connections.load(Ordering::SeqCst) > 0 || *engine.active().borrow() > 0;
         quiet = if busy { Duration::ZERO } else { quiet + step };
     }
-}
-
-/// A connection that is counted while it lives.
-struct Counted {
-    io: UnixStream,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Counted {
-    fn new(io: UnixStream, connections: &Arc<AtomicUsize>) -> Self {
-        connections.fetch_add(1, Ordering::SeqCst);
-        Self { io, connections: connections.clone() }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.connections.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Connected for Counted {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) -> Self::ConnectInfo {}
-}
-
-type Polled<T> = std::task::Poll<std::io::Result<T>>;
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Polled<()> {
-        std::pin::Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, data: &[u8]) -> Polled<usize> {
-        std::pin::Pin::new(&mut self.io).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Polled<()> {
-        std::pin::Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Polled<()> {
-        std::pin::Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-struct Socket(UnixListener, PathBuf);
-
-impl Socket {
-    /// Binds a socket that only its user (and `group`, where given) may use, in place of one that nobody listens on.
-    fn bind(address: &str, group: Option<&str>) -> Result<Socket, DaemonError> {
-        let listen = |source| DaemonError::Listen { address: address.to_owned(), source };
-        let Some(path) = address.strip_prefix("unix://").map(Path::new) else {
-            return Err(listen(std::io::ErrorKind::Unsupported.into()));
-        };
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(listen(std::io::ErrorKind::AddrInUse.into()));
-        }
-        if path.symlink_metadata().is_ok() {
-            std::fs::remove_file(path).map_err(listen)?;
-        }
-        let listener = UnixListener::bind(path).map_err(listen)?;
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(listen)?;
-        if let Some(group) = group {
-            let gid = group_id(group).ok_or_else(|| listen(std::io::Error::other(format!("no group {group}"))))?;
-            std::os::unix::fs::chown(path, None, Some(gid)).map_err(listen)?;
-        }
-        Ok(Socket(listener, path.to_owned()))
-    }
-}
-
-/// Returns the number of a group that is given by name or number.
-fn group_id(group: &str) -> Option<u32> {
-    if let Ok(id) = group.parse() {
-        return Some(id);
-    }
-    let text = std::fs::read_to_string("/etc/group").ok()?;
-    let line = text.lines().find(|line| line.split(':').next() == Some(group))?;
-    line.split(':').nth(2)?.parse().ok()
 }

@@ -10,6 +10,15 @@ use kiln_session::proto::control::types::{BuildkitVersion, WorkerRecord};
 /// The level of the Dockerfile language that the built-in frontend implements.
 const DOCKERFILE: &str = "1.20.0";
 
+/// What an engine says of itself that its parts do not know.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    pub build_id: String,
+    pub labels: BTreeMap<String, String>,
+    /// Platforms to announce; the host's when empty.
+    pub platforms: Vec<String>,
+}
+
 /// Returns the version record; its package tells kiln's own clients whom they talk to.
 pub fn version(build_id: &str) -> BuildkitVersion {
     BuildkitVersion {
@@ -21,7 +30,7 @@ pub fn version(build_id: &str) -> BuildkitVersion {
 }
 
 /// Returns the one worker.
-pub fn worker(engine: &Engine, build_id: &str) -> WorkerRecord {
+pub fn worker(engine: &Engine, of: &About) -> WorkerRecord {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let prefix = "org.mobyproject.buildkit.worker.";
     let labels = [
@@ -32,13 +41,22 @@ pub fn worker(engine: &Engine, build_id: &str) -> WorkerRecord {
         ("oci.process-mode", "sandbox".to_owned()),
         ("selinux.enabled", "false".to_owned()),
     ];
-    let Platform { os, architecture, variant, os_version, os_features } = Platform::host();
+    let named = of.platforms.iter().filter_map(|text| Platform::parse(text).ok());
+    let platforms = std::iter::once(Platform::host()).filter(|_| of.platforms.is_empty()).chain(named);
+    let platforms = platforms.map(|p| pb::Platform {
+        os: p.os,
+        architecture: p.architecture,
+        variant: p.variant,
+        os_version: p.os_version,
+        os_features: p.os_features,
+    });
+    let platforms = platforms.collect();
     WorkerRecord {
         id: "kiln".to_owned(),
-        labels: labels.into_iter().map(|(k, v)| (format!("{prefix}{k}"), v)).collect::<BTreeMap<_, _>>(),
-        platforms: vec![pb::Platform { os, architecture, variant, os_version, os_features }],
+        labels: labels.into_iter().map(|(k, v)| (format!("{prefix}{k}"), v)).chain(of.labels.clone()).collect(),
+        platforms,
         gc_policy: Vec::new(),
-        buildkit_version: Some(version(build_id)),
+        buildkit_version: Some(version(&of.build_id)),
         cdi_devices: Vec::new(),
     }
 }

@@ -14,8 +14,10 @@ use kiln_store::ImmutableRef;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use crate::attest::FrontendAttestation;
 use crate::build::{BuildContext, Progress};
-use crate::error::{EngineError, Location};
+use crate::container::Containers;
+use crate::error::EngineError;
 use crate::load;
 use crate::parts::Parts;
 use crate::request::FrontendRequest;
@@ -55,6 +57,8 @@ pub struct FrontendResult {
     pub refs: ResultRefs,
     /// `containerimage.config`, `refs.platforms`, …
     pub metadata: BTreeMap<String, Vec<u8>>,
+    /// What is attested of each platform's result, by the frontend's name of the platform.
+    pub attestations: BTreeMap<String, Vec<FrontendAttestation>>,
 }
 
 /// One result, or one for each platform.
@@ -89,6 +93,7 @@ struct Inner {
     build: Arc<BuildContext>,
     job: Job<ImmutableRef>,
     refs: Mutex<BTreeMap<String, Ref>>,
+    containers: Containers,
     /// Names the steps of the build across builds; set by the frontend that knows what is built.
     slots: Mutex<Option<String>>,
 }
@@ -96,7 +101,14 @@ struct Inner {
 impl Bridge {
     /// Returns the bridge of a build.
     pub fn new(parts: Arc<Parts>, build: Arc<BuildContext>, job: Job<ImmutableRef>) -> Self {
-        Self(Arc::new(Inner { parts, build, job, refs: Mutex::default(), slots: Mutex::new(None) }))
+        Self(Arc::new(Inner {
+            parts,
+            build,
+            job,
+            refs: Mutex::default(),
+            containers: Containers::default(),
+            slots: Mutex::new(None),
+        }))
     }
 
     /// Returns the engine's services.
@@ -112,6 +124,11 @@ impl Bridge {
     /// Returns the solver's job of the build.
     pub fn job(&self) -> &Job<ImmutableRef> {
         &self.0.job
+    }
+
+    /// Returns the containers that the frontend made.
+    pub fn containers(&self) -> &Containers {
+        &self.0.containers
     }
 
     /// Says what is built, so that its steps can be told again in the next build of the same.
@@ -131,7 +148,7 @@ impl Bridge {
         let result = match (&request.definition, request.frontend.as_str()) {
             (Some(definition), "") => {
                 let reference = self.define(definition.clone()).await?;
-                FrontendResult { refs: ResultRefs::Single(reference), metadata: BTreeMap::new() }
+                FrontendResult { refs: ResultRefs::Single(reference), ..FrontendResult::default() }
             }
             (None, "") => FrontendResult::default(),
             (_, _) => Box::pin(crate::frontend::run(self, &request)).await?,
@@ -204,9 +221,10 @@ impl Bridge {
     fn locate(&self, mut error: EngineError) -> EngineError {
         if error.source_location.is_none()
             && let Some(vertex) = error.vertex
-            && let Some((info, ranges)) = self.0.build.location(&vertex)
         {
-            error.source_location = Some(Box::new(Location { info, ranges }));
+            let mut places = self.0.build.locations(&vertex).into_iter();
+            error.source_location = places.next().map(Box::new);
+            error.further_locations = places.collect();
         }
         error
     }

@@ -15,7 +15,9 @@ use kiln_stdx::Digest;
 use parking_lot::Mutex;
 use tempfile::TempPath;
 
+use crate::error::Location;
 use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
+use crate::source::git::GitPin;
 use crate::source::resolve::ResolvedImage;
 
 /// What a build was asked to do that operations need to know.
@@ -45,6 +47,8 @@ pub struct BuildContext {
     pub counters: Counters,
     /// Images that were looked up, by name and platform: one answer holds for the whole build.
     pub images: Mutex<HashMap<(String, Platform), ResolvedImage>>,
+    /// Git references that were looked up, by address and name.
+    pub git: Mutex<HashMap<String, GitPin>>,
     /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
     pub near: Mutex<HashMap<String, String>>,
     /// A file with certificate authorities that steps shall trust.
@@ -63,6 +67,7 @@ impl BuildContext {
             log,
             counters: Counters::default(),
             images: Mutex::default(),
+            git: Mutex::default(),
             near: Mutex::default(),
             ca_bundle: OnceLock::new(),
             vertices: Mutex::new(HashMap::new()),
@@ -132,14 +137,19 @@ impl BuildContext {
         self.vertices.lock().len()
     }
 
-    /// Returns where a vertex was written: the source file and ranges of the first source map that knows it.
-    pub fn location(&self, vertex: &Digest) -> Option<(kiln_llb::pb::SourceInfo, Vec<kiln_llb::pb::Range>)> {
+    /// Returns where a vertex was written, by the first source map that knows it: the innermost place first.
+    pub fn locations(&self, vertex: &Digest) -> Vec<Location> {
         let key = vertex.to_string();
-        self.sources.lock().iter().find_map(|source| {
-            let location = source.locations.get(&key)?.locations.first()?;
+        let sources = self.sources.lock();
+        let Some((source, places)) = sources.iter().find_map(|s| Some((s, s.locations.get(&key)?))) else {
+            return Vec::new();
+        };
+        // A map names them as they were wrapped, the outermost first.
+        let place = |location: &kiln_llb::pb::Location| {
             let info = source.infos.get(usize::try_from(location.source_index).ok()?)?;
-            Some((info.clone(), location.ranges.clone()))
-        })
+            Some(Location { info: info.clone(), ranges: location.ranges.clone() })
+        };
+        places.locations.iter().rev().filter_map(place).collect()
     }
 
     /// Shows a status line below a vertex.

@@ -60,7 +60,13 @@ pub async fn digest(
                         kiln_store::StoreError::NotFound(path) => format!("{path:?}: not found"),
                         other => other.to_string(),
                     };
-                    let text = format!("failed to calculate checksum of ref {id}: {what}");
+                    let text = match &e {
+                        // There is nothing to sum up in an empty file system.
+                        kiln_store::StoreError::NotFound(path) if reference.is_scratch() => {
+                            format!("lstat {path}: no such file or directory")
+                        }
+                        _ => format!("failed to calculate checksum of ref {id}: {what}"),
+                    };
                     let mut error = EngineError::new(e.class(), text);
                     error.hint = suggested(&builds, &selector.path).or_else(|| nearest(&reference, &selector.path));
                     error

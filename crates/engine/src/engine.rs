@@ -64,7 +64,8 @@ impl Engine {
     /// Returns an engine over these services. Must be called within a tokio runtime.
     pub fn new(parts: Arc<Parts>, history: History) -> Self {
         let keys = Arc::new(StoreKeys::new(parts.store.clone()));
-        let limits = Limits { executions: kiln_stdx::limits::STEPS, ..Limits::default() };
+        let most = parts.steps.max_parallelism.unwrap_or(kiln_stdx::limits::STEPS);
+        let limits = Limits { executions: most, ..Limits::default() };
         Self(Arc::new(Inner {
             solver: Solver::new(keys, limits),
             parts,
@@ -113,10 +114,19 @@ impl Engine {
     }
 
     async fn run(&self, open: &OpenBuild, request: &SolveRequest) -> Result<SolveResponse, EngineError> {
+        for name in &request.entitlements {
+            // What the engine does not allow is refused also where no step would need it.
+            if !self.0.parts.entitlements.iter().any(|allowed| allowed == name) {
+                return Err(EngineError::user(format!("{name} is not allowed"))
+                    .with_hint(format!("start the engine with --allow-insecure-entitlement {name}")));
+            }
+        }
         crate::export::check(&request.exporters)?;
+        crate::cache::check(&request.cache_exports)?;
         let spec = JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new() };
         let job = self.0.solver.job(spec).await?;
         let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), job);
+        let _containers = crate::container::ReleaseGuard(bridge.clone());
         self.receive_ca(&open.build, request).await?;
         for import in &request.cache_imports {
             crate::cache::import(&bridge, import).await?;
@@ -134,10 +144,15 @@ impl Engine {
             };
             bridge.solve(frontend).await?
         };
+        let result = with_epoch(result, request);
+        crate::export::check_result(&bridge, request, &result)?;
         for reference in result.refs.all() {
             bridge.evaluate(&reference).await?;
         }
         let mut response = crate::export::run(&bridge, request, &result).await?;
+        // What the frontend says for the client.
+        let told = result.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
+        response.exporter.extend(told.map(|(k, v)| (k.clone(), String::from_utf8_lossy(v).into_owned())));
         response.exporter.extend(crate::cache::export(&bridge, &request.cache_exports, &result).await?);
         self.sync().await;
         Ok(response)
@@ -245,6 +260,17 @@ impl Engine {
         };
         tokio::time::timeout(BUILD_WAIT, found).await.map_err(|_| EngineError::user(format!("no such job {reference}")))
     }
+}
+
+/// Adds the time that outputs are cut to, where the request has one and the frontend said nothing of it.
+fn with_epoch(mut result: FrontendResult, request: &SolveRequest) -> FrontendResult {
+    const KEY: &str = "source.date.epoch";
+    if let Some(epoch) = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH")
+        && !result.metadata.keys().any(|key| key.starts_with(KEY))
+    {
+        result.metadata.insert(KEY.to_owned(), epoch.clone().into_bytes());
+    }
+    result
 }
 
 /// Keeps a build registered; dropping it ends the build's events and, after a while, forgets it.

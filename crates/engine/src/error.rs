@@ -14,6 +14,8 @@ pub struct EngineError {
     pub vertex: Option<Digest>,
     /// Where it was written.
     pub source_location: Option<Box<Location>>,
+    /// Where else, from the innermost place outwards.
+    pub further_locations: Vec<Location>,
     /// What to do about it.
     pub hint: Option<String>,
     /// Exit code of the step that failed.
@@ -30,7 +32,15 @@ pub struct Location {
 impl EngineError {
     /// Returns an error of this class.
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
-        Self { message: message.into(), class, vertex: None, source_location: None, hint: None, exit_code: None }
+        Self {
+            message: message.into(),
+            class,
+            vertex: None,
+            source_location: None,
+            further_locations: Vec::new(),
+            hint: None,
+            exit_code: None,
+        }
     }
 
     /// Returns an error of the user's input.

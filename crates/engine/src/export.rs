@@ -12,6 +12,7 @@ use kiln_store::Blob;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
+use crate::attest::FrontendAttestation;
 use crate::bridge::{Bridge, FrontendResult, ResultRefs};
 use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
@@ -39,6 +40,24 @@ pub fn check(exporters: &[ExporterSpec]) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Checks what a frontend gave before it is built: its platforms, which the client is warned about.
+///
+/// # Errors
+/// A list of platforms that cannot be understood.
+pub fn check_result(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult) -> Result<(), EngineError> {
+    let wanted = request.frontend_attrs.get("platform").map_or("", String::as_str);
+    if request.exporters.is_empty() && wanted.is_empty() {
+        return Ok(());
+    }
+    let given: Vec<Platform> = platforms(result)?.into_iter().map(|p| p.platform).collect();
+    if let Some(warning) = crate::verify::platforms(wanted, result, &given) {
+        let vertex = bridge.build().start("verifying platforms of the result");
+        bridge.build().warn(vertex.digest(), &warning);
+        vertex.end(None);
+    }
+    Ok(())
+}
+
 /// Makes and delivers every output.
 ///
 /// # Errors
@@ -52,7 +71,7 @@ pub async fn run(
     if request.exporters.is_empty() {
         return Ok(response);
     }
-    let source = source(bridge, result).await?;
+    let source = source(bridge, request, result).await?;
     for (number, spec) in request.exporters.iter().enumerate() {
         let exporter = Exporter::parse(&spec.kind, &spec.attrs)?;
         let vertex = bridge.build().start(exporter.kind().vertex_name());
@@ -122,19 +141,22 @@ async fn bring(
 
 #[derive(Deserialize)]
 struct Platforms {
-    #[serde(rename = "Platforms")]
-    platforms: Vec<NamedPlatform>,
+    #[serde(rename = "Platforms", default)]
+    platforms: Option<Vec<NamedPlatform>>,
 }
 
 #[derive(Deserialize)]
 struct NamedPlatform {
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", default)]
     id: String,
-    #[serde(rename = "Platform")]
+    #[serde(rename = "Platform", default)]
     platform: Platform,
 }
 
-async fn source(bridge: &Bridge, result: &FrontendResult) -> Result<ExportSource, EngineError> {
+async fn source(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult) -> Result<ExportSource, EngineError> {
+    // Only images carry the inline cache.
+    let image = request.exporters.iter().any(|e| matches!(e.kind.as_str(), "image" | "oci" | "docker"));
+    let caches: &[crate::request::CacheSpec] = if image { &request.cache_exports } else { &[] };
     let metadata = |key: &str, id: &str| {
         let keyed = if id.is_empty() { None } else { result.metadata.get(&format!("{key}/{id}")) };
         keyed.or_else(|| result.metadata.get(key)).map(|bytes| Bytes::from(bytes.clone()))
@@ -143,39 +165,67 @@ async fn source(bridge: &Bridge, result: &FrontendResult) -> Result<ExportSource
     let mut source = ExportSource { metadata: result.metadata.clone(), ..ExportSource::default() };
     match &result.refs {
         ResultRefs::Single(reference) => {
+            let inline_cache = match reference {
+                Some(reference) => crate::cache::inline_records(bridge, caches, reference).await?,
+                None => None,
+            };
             let reference = match reference {
                 Some(reference) => Some(bridge.evaluate(reference).await?),
                 None => None,
             };
             let platform = platforms.first().map(|p| p.platform.clone());
+            // A single result is attested under its platform's name, or under none.
+            let id = platforms.first().map_or_else(|| Platform::host().short(), |p| p.id.clone());
+            let attested = result.attestations.get(&id).or_else(|| result.attestations.get(""));
+            let attestations = attestations(bridge, attested).await?;
             source.entries.push(PlatformResult {
                 platform,
                 reference,
                 config: metadata("containerimage.config", ""),
                 base_config: metadata("containerimage.base.config", ""),
+                inline_cache,
+                attestations,
                 ..PlatformResult::default()
             });
         }
         ResultRefs::Map(map) => {
             source.keyed = true;
             for named in platforms {
+                let inline_cache = match map.get(&named.id) {
+                    Some(Some(reference)) => crate::cache::inline_records(bridge, caches, reference).await?,
+                    _ => None,
+                };
                 let reference = match map.get(&named.id) {
                     Some(Some(reference)) => Some(bridge.evaluate(reference).await?),
                     Some(None) => None,
                     None => return Err(EngineError::user(format!("no result for platform {}", named.id))),
                 };
+                let attestations = attestations(bridge, result.attestations.get(&named.id)).await?;
                 source.entries.push(PlatformResult {
+                    attestations,
                     config: metadata("containerimage.config", &named.id),
                     base_config: metadata("containerimage.base.config", &named.id),
                     platform: Some(named.platform),
                     id: named.id,
                     reference,
+                    inline_cache,
                     ..PlatformResult::default()
                 });
             }
         }
     }
     Ok(source)
+}
+
+async fn attestations(
+    bridge: &Bridge,
+    list: Option<&Vec<FrontendAttestation>>,
+) -> Result<Vec<kiln_exporter::Attestation>, EngineError> {
+    let mut all = Vec::new();
+    for attested in list.into_iter().flatten() {
+        all.extend(crate::attest::read(bridge, attested).await?);
+    }
+    Ok(all)
 }
 
 fn platforms(result: &FrontendResult) -> Result<Vec<NamedPlatform>, EngineError> {
@@ -187,9 +237,21 @@ fn platforms(result: &FrontendResult) -> Result<Vec<NamedPlatform>, EngineError>
         };
         return map.keys().map(named).collect();
     };
-    let list: Platforms =
+    let list: Option<Platforms> =
         serde_json::from_slice(json).map_err(|e| EngineError::user(format!("refs.platforms: {e}")))?;
-    Ok(list.platforms)
+    let list = list.and_then(|list| list.platforms).unwrap_or_default();
+    if list.is_empty() {
+        return Err(EngineError::user("invalid empty platforms index for exporter"));
+    }
+    for named in &list {
+        if named.id.is_empty() {
+            return Err(EngineError::user("invalid empty platform key for exporter"));
+        }
+        if named.platform.os.is_empty() || named.platform.architecture.is_empty() {
+            return Err(EngineError::user(format!("invalid platform value {:?}", named.platform.to_string())));
+        }
+    }
+    Ok(list)
 }
 
 /// Shows an export's statuses below its vertex.

@@ -18,8 +18,18 @@ use crate::error::EngineError;
 use crate::request::{SolveRequest, SolveResponse};
 
 /// How many records are kept, and for how long; pinned ones stay.
-const MAX_RECORDS: usize = 50;
-const MAX_AGE: Duration = Duration::from_secs(48 * 3600);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryLimits {
+    pub entries: usize,
+    pub age: Duration,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self { entries: 50, age: Duration::from_secs(48 * 3600) }
+    }
+}
+
 /// Changes that a listener may lag behind before it has to read the list again.
 const CHANGES: usize = 256;
 
@@ -121,12 +131,13 @@ fn nanos(at: SystemTime) -> u64 {
 pub struct History {
     table: Arc<Table>,
     changes: broadcast::Sender<Change>,
+    limits: HistoryLimits,
 }
 
 impl History {
     /// Returns the history in `meta`, a file of its own; builds that a killed engine left open are closed as failed.
-    pub fn new(meta: &Meta) -> Self {
-        let this = Self { table: Arc::new(meta.table("history")), changes: broadcast::Sender::new(CHANGES) };
+    pub fn new(meta: &Meta, limits: HistoryLimits) -> Self {
+        let this = Self { table: Arc::new(meta.table("history")), changes: broadcast::Sender::new(CHANGES), limits };
         for mut record in this.list() {
             if record.completed == 0 {
                 record.completed = record.created.max(1);
@@ -199,8 +210,10 @@ impl History {
     }
 
     fn expire(&self) {
-        let oldest = nanos(SystemTime::now()).saturating_sub(u64::try_from(MAX_AGE.as_nanos()).unwrap_or(u64::MAX));
-        let old = |(place, record): &(usize, Record)| *place >= MAX_RECORDS || record.completed < oldest;
+        let age = u64::try_from(self.limits.age.as_nanos()).unwrap_or(u64::MAX);
+        let oldest = nanos(SystemTime::now()).saturating_sub(age);
+        let most = self.limits.entries;
+        let old = |(place, record): &(usize, Record)| *place >= most || record.completed < oldest;
         let finished = self.list().into_iter().filter(|r| r.completed != 0 && !r.pinned).enumerate();
         for (_, record) in finished.filter(old) {
             self.table.delete(record.reference.as_bytes());

@@ -47,13 +47,7 @@ pub async fn cache_mount(
     sharing: Sharing,
     base: Option<(&ImmutableRef, &str)>,
 ) -> Result<CacheMount, EngineError> {
-    let key = match base {
-        Some((reference, selector)) if !reference.is_scratch() && !selector.is_empty() => {
-            format!("{id}:{}", top(reference, selector)?.1)
-        }
-        Some((reference, _)) if !reference.is_scratch() => format!("{id}:{}", reference.id()),
-        _ => id.to_owned(),
-    };
+    let key = mount_key(id, base)?;
     let owner = match base {
         Some((reference, selector)) if !reference.is_scratch() => top(reference, selector)?.0,
         _ => MountOwner::default(),
@@ -63,17 +57,70 @@ pub async fn cache_mount(
         Sharing::Locked => kiln_store::Sharing::Locked,
         Sharing::Shared => kiln_store::Sharing::Shared,
     };
+    // A NUL begins the names of the engine's own.
+    if key.contains('\0') {
+        return Err(EngineError::user("the id of a cache mount must not hold a NUL"));
+    }
+    let mut mount = acquire(parts, cx, &key, sharing, owner, &format!("cached mount {id}")).await?;
+    if mount.is_fresh() {
+        if let Some((reference, selector)) = base {
+            fill(reference, selector, mount.path())?;
+        }
+        mount.mark_ready()?;
+    }
+    Ok(mount)
+}
+
+/// Makes the next step that has the cache mount `id` begin anew.
+///
+/// # Errors
+/// What it begins with is not there.
+pub fn reset_cache_mount(parts: &Parts, id: &str, base: Option<(&ImmutableRef, &str)>) -> Result<(), EngineError> {
+    parts.store.reset_cache_mount(&mount_key(id, base)?);
+    Ok(())
+}
+
+fn mount_key(id: &str, base: Option<(&ImmutableRef, &str)>) -> Result<String, EngineError> {
+    Ok(match base {
+        Some((reference, selector)) if !reference.is_scratch() && !selector.is_empty() => {
+            format!("{id}:{}", top(reference, selector)?.1)
+        }
+        Some((reference, _)) if !reference.is_scratch() => format!("{id}:{}", reference.id()),
+        _ => id.to_owned(),
+    })
+}
+
+/// Takes a directory of the engine's own that stays between builds, alone. No step can name it.
+///
+/// # Errors
+/// It cannot be made, or the call was called off while it waited.
+pub async fn own_mount(
+    parts: &Parts,
+    cx: &OpContext,
+    name: &str,
+    description: &str,
+) -> Result<CacheMount, EngineError> {
+    let key = format!("\0{name}");
+    let locked = kiln_store::Sharing::Locked;
+    let mut mount = acquire(parts, cx, &key, locked, MountOwner::default(), description).await?;
+    if mount.is_fresh() {
+        mount.mark_ready()?;
+    }
+    Ok(mount)
+}
+
+async fn acquire(
+    parts: &Parts,
+    cx: &OpContext,
+    key: &str,
+    sharing: kiln_store::Sharing,
+    owner: MountOwner,
+    description: &str,
+) -> Result<CacheMount, EngineError> {
     let changed = parts.store.cache_mounts_changed();
     loop {
         let wake = changed.notified();
-        let description = format!("cached mount {id}");
-        if let Some(mut mount) = parts.store.try_cache_mount(&key, sharing, owner, &description)? {
-            if mount.is_fresh() {
-                if let Some((reference, selector)) = base {
-                    fill(reference, selector, mount.path())?;
-                }
-                mount.mark_ready()?;
-            }
+        if let Some(mount) = parts.store.try_cache_mount(key, sharing, owner, description)? {
             return Ok(mount);
         }
         tokio::select! {

@@ -2,9 +2,11 @@
 //!
 //! Invariant: glue only. Whatever belongs to one build (session, progress) is reached through its context.
 
+pub mod attest;
 pub mod bridge;
 pub mod build;
 pub mod cache;
+pub mod container;
 pub mod content;
 pub mod engine;
 pub mod error;
@@ -24,6 +26,7 @@ pub mod remote;
 pub mod request;
 pub mod session;
 pub mod source;
+pub mod verify;
 
 pub use bridge::{Bridge, FrontendResult, Ref, ResultRefs};
 pub use engine::Engine;

@@ -61,7 +61,7 @@ fn operation(parts: &Arc<Parts>, vertex: &Arc<LlbVertex>) -> Result<Arc<dyn Op<I
         LlbOp::File(_) => Arc::new(ops::file::File::new(parts.clone(), vertex.clone())?),
         LlbOp::Merge(merge) => Arc::new(ops::merge::Merge::new(parts.clone(), merge)),
         LlbOp::Diff(diff) => Arc::new(ops::diff::Diff::new(parts.clone(), diff)),
-        LlbOp::Passthrough(pass) => Arc::new(ops::passthrough::Passthrough::new(pass)),
+        LlbOp::Passthrough(pass) => Arc::new(ops::passthrough::Passthrough::new(pass, vertex.inputs.len())),
         LlbOp::Build(_) => {
             return Err(EngineError::user("a build op inside a definition is not supported by this engine"));
         }
@@ -77,16 +77,23 @@ fn check_entitlements(parts: &Parts, vertex: &LlbVertex, build: &BuildContext) -
     if exec.network == kiln_llb::op::NetMode::Host {
         wanted.push("network.host");
     }
-    for name in wanted {
-        let granted = |list: &[String]| list.iter().any(|e| e == name);
-        if !granted(&parts.entitlements) {
-            return Err(EngineError::user(format!("{name} is not allowed"))
-                .with_hint(format!("start the engine with --allow-insecure-entitlement {name}")));
-        }
-        if !granted(&build.settings.entitlements) {
-            return Err(EngineError::user(format!("{name} is not allowed"))
-                .with_hint(format!("add --allow {name} to the command")));
-        }
+    wanted.into_iter().try_for_each(|name| check_entitlement(parts, build, name))
+}
+
+/// Checks that engine and client allow what `name` stands for.
+///
+/// # Errors
+/// One of them does not.
+pub fn check_entitlement(parts: &Parts, build: &BuildContext, name: &str) -> Result<(), EngineError> {
+    let granted = |list: &[String]| list.iter().any(|e| e == name);
+    if !granted(&parts.entitlements) {
+        return Err(EngineError::user(format!("{name} is not allowed"))
+            .with_hint(format!("start the engine with --allow-insecure-entitlement {name}")));
+    }
+    if !granted(&build.settings.entitlements) {
+        return Err(
+            EngineError::user(format!("{name} is not allowed")).with_hint(format!("add --allow {name} to the command"))
+        );
     }
     Ok(())
 }

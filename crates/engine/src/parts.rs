@@ -23,6 +23,10 @@ pub struct Parts {
     pub sessions: SessionRegistry,
     /// What steps that need an entitlement may have at most: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// What steps have that say nothing of it.
+    pub steps: StepDefaults,
+    /// Which frontends may run.
+    pub frontends: FrontendRules,
     /// Sockets and other short-lived files of running steps; on a tmpfs where there is one.
     pub runtime_dir: PathBuf,
     /// Bounds kiln's own work (hashing, copying, unpacking) to the number of cores.
@@ -31,6 +35,33 @@ pub struct Parts {
     pub unpacks: Arc<tokio::sync::Semaphore>,
     /// Layers on their way, by digest of the blob.
     pub fetches: SingleFlight<Digest, Blob>,
+}
+
+/// What steps have that say nothing of it.
+#[derive(Debug, Clone, Default)]
+pub struct StepDefaults {
+    /// `/etc/resolv.conf` in place of the host's.
+    pub resolv_conf: Option<Vec<u8>>,
+    pub cgroup_parent: Option<String>,
+    /// Most steps that run a process at once.
+    pub max_parallelism: Option<usize>,
+}
+
+/// Which frontends may run.
+#[derive(Debug, Clone)]
+pub struct FrontendRules {
+    /// The built-in Dockerfile frontend.
+    pub dockerfile: bool,
+    /// Frontends in images.
+    pub gateway: bool,
+    /// Repositories whose images may run as frontends; any when empty.
+    pub allowed_repositories: Vec<String>,
+}
+
+impl Default for FrontendRules {
+    fn default() -> Self {
+        Self { dockerfile: true, gateway: true, allowed_repositories: Vec::new() }
+    }
 }
 
 impl Parts {

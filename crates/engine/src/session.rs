@@ -46,8 +46,16 @@ pub async fn any_session(parts: &Parts, cx: &OpContext) -> Result<Arc<Session>, 
 /// # Errors
 /// Every session ended while it was asked, or the value is too large.
 pub async fn secret(parts: &Parts, cx: &OpContext, id: &str) -> Result<Option<Secret>, EngineError> {
+    secret_of(&open_sessions(parts, cx), id).await
+}
+
+/// Returns the value of a secret that one of these sessions has; none when none has it.
+///
+/// # Errors
+/// As [`secret`].
+pub async fn secret_of(sessions: &[Arc<Session>], id: &str) -> Result<Option<Secret>, EngineError> {
     let mut last = None;
-    for session in open_sessions(parts, cx) {
+    for session in sessions {
         match session.secret(id).await {
             Ok(Some(value)) => return Ok(Some(value)),
             Ok(None) => {}
@@ -78,7 +86,19 @@ impl SshSocket {
 /// # Errors
 /// The socket cannot be made.
 pub async fn ssh_socket(parts: &Parts, cx: &OpContext, file: &SessionFile) -> Result<Option<SshSocket>, EngineError> {
-    for session in open_sessions(parts, cx) {
+    ssh_socket_of(parts, &open_sessions(parts, cx), file).await
+}
+
+/// Opens a socket that reaches an agent of one of these sessions; none when none forwards it.
+///
+/// # Errors
+/// As [`ssh_socket`].
+pub async fn ssh_socket_of(
+    parts: &Parts,
+    sessions: &[Arc<Session>],
+    file: &SessionFile,
+) -> Result<Option<SshSocket>, EngineError> {
+    for session in sessions {
         if session.check_ssh(&file.id).await.is_err() {
             continue;
         }

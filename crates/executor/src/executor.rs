@@ -20,4 +20,21 @@ pub trait Executor: Send + Sync {
     /// # Errors
     /// See [`ExecError`]; a process that started and failed is an [`Exit`].
     async fn run(&self, spec: ProcessSpec, io: ProcessIo, cancel: CancellationToken) -> Result<Exit, ExecError>;
+
+    /// Runs a further process in the sandbox of the run `inside`, to its end or that of the sandbox.
+    ///
+    /// Of `spec` only the command, its environment, user, directory, security mode, limits and terminal count.
+    ///
+    /// # Errors
+    /// There is no such run, or this executor cannot do it; otherwise as [`Executor::run`].
+    async fn exec(
+        &self,
+        inside: &str,
+        spec: ProcessSpec,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> Result<Exit, ExecError> {
+        let (_, _, _) = (spec, io, cancel);
+        Err(ExecError::InvalidSpec(format!("{} cannot run a second process in sandbox {inside}", self.name())))
+    }
 }

@@ -30,6 +30,8 @@ pub struct ProcessIo {
     pub stderr: Output,
     /// Signals and terminal sizes for the running process.
     pub control: Option<mpsc::Receiver<Control>>,
+    /// Told when the process has become its command; dropped when it never did.
+    pub started: Option<oneshot::Sender<()>>,
 }
 
 /// What a process reads.

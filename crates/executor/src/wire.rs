@@ -42,6 +42,9 @@ pub(crate) struct WireSpec {
     pub idmaps: Option<IdMaps>,
     /// Set when an OCI runtime shall run the process.
     pub runtime: Option<WireRuntime>,
+    /// The process goes into the sandbox whose first process's descriptor comes with the spec.
+    #[serde(default)]
+    pub join: bool,
 }
 
 /// A file system to mount.
@@ -236,6 +239,7 @@ mod tests {
             cgroup: WireCgroup::default(),
             idmaps: None,
             runtime: None,
+            join: false,
         };
         let memfd = seal(&spec, b"contents").unwrap();
         let mut copy = File::from(memfd.try_clone().unwrap());

@@ -45,7 +45,7 @@ pub enum ExportError {
     #[error("`{path}` of the result is damaged: {what}")]
     Damaged { path: String, what: String },
     /// Two platforms have the same file, and nothing keeps them apart.
-    #[error("cannot overwrite {path} from {first} with {second} when `platform-split` is disabled")]
+    #[error("cannot overwrite {path} from {first} with {second} when split option is disabled (platform-split)")]
     Overlap { path: String, first: String, second: String },
     /// The output cannot be written.
     #[error("cannot write {what}: {source}")]

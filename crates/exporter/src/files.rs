@@ -75,7 +75,6 @@ impl FileSet {
         for result in &source.entries {
             let epoch = source.epoch(options.epoch, result)?;
             let mut listed = Vec::new();
-            let split = split && !result.id.is_empty();
             if split {
                 let mut dir = Entry::dir(result.directory().into_bytes());
                 dir.mtime = (epoch.unwrap_or(0), 0);

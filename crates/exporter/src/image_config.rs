@@ -46,7 +46,13 @@ pub(crate) fn patch(input: &ConfigInput<'_>) -> Result<Vec<u8>> {
         }
     };
     let parse = |e: serde_json::Error| ExportError::Config(e.to_string());
+    if bytes.trim_ascii() == b"null" {
+        return Err(ExportError::Config("invalid null image config for export".to_owned()));
+    }
     let typed = ImageConfig::from_json(bytes)?;
+    if typed.os.is_empty() != typed.architecture.is_empty() {
+        return Err(ExportError::Config("os and architecture must be specified together".to_owned()));
+    }
     if typed.os.is_empty() {
         return Err(ExportError::Config("missing os".to_owned()));
     }

@@ -66,7 +66,12 @@ impl ExportSource {
 impl PlatformResult {
     /// Returns the directory that a split output puts this platform into: `linux_arm_v7`.
     pub fn directory(&self) -> String {
-        self.id.replace('/', "_")
+        if !self.id.is_empty() {
+            return self.id.replace('/', "_");
+        }
+        // A result without platforms is for the machine that made it.
+        let platform = self.platform.clone().unwrap_or_else(Platform::host).normalize();
+        platform.short().replace('/', "_")
     }
 }
 

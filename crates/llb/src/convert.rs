@@ -92,7 +92,7 @@ fn exec_op(exec: pb::ExecOp, inputs: usize) -> Checked<ExecOp> {
     Ok(ExecOp {
         network: pb::NetMode::try_from(exec.network).map_err(|_| format!("unknown network mode {}", exec.network))?,
         security: pb::SecurityMode::try_from(exec.security)
-            .map_err(|_| format!("unknown security mode {}", exec.security))?,
+            .map_err(|_| format!("invalid security mode {}", exec.security))?,
         secret_env: exec
             .secretenv
             .into_iter()

@@ -71,7 +71,7 @@ struct SourceJson {
     ranges: Vec<RangeJson>,
 }
 
-/// As `pb.SourceInfo`, without the definition that the file was read from.
+/// As `pb.SourceInfo`; of the definition that the file was read from only the operations.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct SourceInfoJson {
@@ -82,6 +82,15 @@ pub(crate) struct SourceInfoJson {
     data: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     language: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    definition: Option<DefinitionJson>,
+}
+
+/// As `pb.Definition`: its operations, base64.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct DefinitionJson {
+    def: Vec<String>,
 }
 
 /// As `pb.Range`.
@@ -138,7 +147,14 @@ impl IndexJson {
 
 impl From<&pb::SourceInfo> for SourceInfoJson {
     fn from(info: &pb::SourceInfo) -> Self {
-        Self { filename: info.filename.clone(), data: BASE64.encode(&info.data), language: info.language.clone() }
+        let operations =
+            |d: &pb::Definition| DefinitionJson { def: d.def.iter().map(|op| BASE64.encode(op)).collect() };
+        Self {
+            filename: info.filename.clone(),
+            data: BASE64.encode(&info.data),
+            language: info.language.clone(),
+            definition: info.definition.as_ref().map(operations),
+        }
     }
 }
 
@@ -148,7 +164,10 @@ impl From<SourceInfoJson> for pb::SourceInfo {
             filename: json.filename,
             data: BASE64.decode(json.data).unwrap_or_default().into(),
             language: json.language,
-            definition: None,
+            definition: json.definition.map(|d| pb::Definition {
+                def: d.def.iter().map(|op| BASE64.decode(op).unwrap_or_default().into()).collect(),
+                ..pb::Definition::default()
+            }),
         }
     }
 }

@@ -122,7 +122,10 @@ impl CacheMount {
     /// The record cannot be written.
     pub fn mark_ready(&mut self) -> Result<()> {
         self.fresh = false;
-        self.store.0.update_mount(&self.id, |record| record.ready = true)
+        self.store.0.update_mount(&self.id, |record| record.ready = true)?;
+        // Those who share it waited for the content, not for the end of this use.
+        self.store.0.mounts.changed.notify_waiters();
+        Ok(())
     }
 }
 
@@ -192,7 +195,7 @@ impl Store {
         Ok(Some(CacheMount { store: self.clone(), id, sharing, fresh: true, path }))
     }
 
-    /// Signals whenever a cache mount was let go.
+    /// Signals whenever a cache mount was let go or has got its first content.
     pub fn cache_mounts_changed(&self) -> Arc<Notify> {
         self.0.mounts.changed.clone()
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kiln_daemon::DaemonConfig;
+use kiln_daemon::{ConfigFile, DaemonConfig, Settings};
 
 use crate::args::{DaemonRunFlags, DaemonStopFlags, Global};
 use crate::env::Env;
@@ -15,6 +15,7 @@ use crate::launch::{Root, build_id, detach};
 /// Runs the engine until it is told to end.
 pub fn run(flags: DaemonRunFlags, global: &Global, env: &Env) -> Result<(), CliError> {
     let root = Root::choose(global.root.as_deref(), env)?;
+    let settings = settings(flags.config, env)?;
     let ready_fd = if flags.on_demand {
         let left = detach::detach();
         Some(left.map_err(|e| CliError::environment(format!("cannot detach the engine: {}", io_text(&e))))?)
@@ -27,18 +28,30 @@ pub fn run(flags: DaemonRunFlags, global: &Global, env: &Env) -> Result<(), CliE
     addresses.extend(global.addr.iter().cloned());
     let config = DaemonConfig {
         root: root.path().to_owned(),
-        file: config_file(flags.config, env),
         addresses,
         idle_timeout: flags.idle_timeout.filter(|t| !t.is_zero()),
         ready_fd,
         build_id: build_id::current(),
         group: flags.group,
         debug: global.debug,
+        settings,
     };
     let result = kiln_daemon::run(config).map_err(|e| CliError::new(e.class(), e.to_string()));
     // The short path must stay valid for as long as the engine listens.
     drop(socket);
     result
+}
+
+/// Returns what the configuration file says. Where it says nothing of entitlements, clients may ask for what they may
+/// ask an engine that they start for themselves.
+fn settings(named: Option<PathBuf>, env: &Env) -> Result<Settings, CliError> {
+    let usual = Settings::default();
+    let Some(path) = config_file(named, env) else { return Ok(usual) };
+    let mut settings = ConfigFile::read(&path).map_err(|e| CliError::new(e.class(), e.to_string()))?.settings;
+    if settings.entitlements.is_empty() {
+        settings.entitlements = usual.entitlements;
+    }
+    Ok(settings)
 }
 
 /// Returns the configuration file: the one that is named, else the usual one if it is there.

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod build;
+pub mod buildkitd;
 mod cache;
 mod daemon;
 mod du;

@@ -11,7 +11,7 @@ use kiln_stdx::Digest;
 use kiln_store::{ImmutableRef, LayerId};
 
 use super::options::{ExportSpec, Mode};
-use crate::bridge::{Bridge, FrontendResult};
+use crate::bridge::{Bridge, FrontendResult, Ref};
 use crate::error::EngineError;
 
 /// A key with the result that is exported for it.
@@ -31,27 +31,42 @@ pub async fn collect(
     result: &FrontendResult,
     mode: Mode,
 ) -> Result<Vec<Kept>, EngineError> {
-    let cx = OpContext::detached(VertexDigest(vertex), [(bridge.job().id(), Arc::clone(bridge.build()) as _)]);
     let mut kept = Vec::new();
     for reference in result.refs.all() {
-        let last = bridge.evaluate(&reference).await?;
-        let graph = bridge.job().export(reference.edge(), ExportOptions { backlinks: true }).await?;
-        let offset = kept.len();
-        for node in &graph.nodes {
-            let result = match mode {
-                // Sources are fetched from where they are, as BuildKit has it.
-                _ if node.inputs.is_empty() => None,
-                Mode::Max => at_hand(&graph, &cx, node, |_| true).await,
-                // The lower layers of the result are exported with it, so they serve their own steps too.
-                Mode::Min => {
-                    let found = at_hand(&graph, &cx, node, |store| store == StoreId::MAIN).await;
-                    found.filter(|found| found.is_prefix_of(&last))
-                }
-            };
-            kept.push(Kept { digest: node.digest, inputs: links(node, offset), result });
-        }
+        add(bridge, vertex, &reference, mode, &mut kept).await?;
     }
     Ok(kept)
+}
+
+/// Adds the keys of one result.
+///
+/// # Errors
+/// The build was called off.
+pub async fn add(
+    bridge: &Bridge,
+    vertex: Digest,
+    reference: &Ref,
+    mode: Mode,
+    kept: &mut Vec<Kept>,
+) -> Result<(), EngineError> {
+    let cx = OpContext::detached(VertexDigest(vertex), [(bridge.job().id(), Arc::clone(bridge.build()) as _)]);
+    let last = bridge.evaluate(reference).await?;
+    let graph = bridge.job().export(reference.edge(), ExportOptions { backlinks: true }).await?;
+    let offset = kept.len();
+    for node in &graph.nodes {
+        let result = match mode {
+            // Sources are fetched from where they are, as BuildKit has it.
+            _ if node.inputs.is_empty() => None,
+            Mode::Max => at_hand(&graph, &cx, node, |_| true).await,
+            // The lower layers of the result are exported with it, so they serve their own steps too.
+            Mode::Min => {
+                let found = at_hand(&graph, &cx, node, |store| store == StoreId::MAIN).await;
+                found.filter(|found| found.is_prefix_of(&last))
+            }
+        };
+        kept.push(Kept { digest: node.digest, inputs: links(node, offset), result });
+    }
+    Ok(())
 }
 
 fn links(node: &ExportNode<ImmutableRef>, offset: usize) -> Vec<Vec<CacheLink>> {
@@ -85,6 +100,15 @@ async fn at_hand(
 /// A layer that cannot be had, damage, a full disk.
 pub fn build(context: &ExportContext, spec: &ExportSpec, kept: Vec<Kept>) -> Result<Option<BuiltCache>, EngineError> {
     let mut layers = CacheLayers::new(context, spec.compression);
+    let nodes = nodes(&mut layers, kept)?;
+    Ok(layers.finish(&nodes, spec.form)?)
+}
+
+/// Makes blobs of the layers of all results and returns the keys with them. Blocking.
+///
+/// # Errors
+/// A layer that cannot be had, damage, a full disk.
+pub fn nodes(layers: &mut CacheLayers, kept: Vec<Kept>) -> Result<Vec<CacheNode>, EngineError> {
     let mut blobs: HashMap<LayerId, Descriptor> = HashMap::new();
     // Most results are the lower part of another one, so taking the highest first leaves few to be made.
     let mut stacks: Vec<&ImmutableRef> = kept.iter().filter_map(|kept| kept.result.as_ref()).collect();
@@ -95,14 +119,11 @@ pub fn build(context: &ExportContext, spec: &ExportSpec, kept: Vec<Kept>) -> Res
             blobs.extend(stack.layer_ids().into_iter().zip(made));
         }
     }
-    let nodes: Vec<CacheNode> = kept
-        .into_iter()
-        .map(|Kept { digest, inputs, result }| {
-            let results = result.as_ref().and_then(|result| cached(result, &blobs)).into_iter().collect();
-            CacheNode { digest, inputs, results }
-        })
-        .collect();
-    Ok(layers.finish(&nodes, spec.form)?)
+    let node = |Kept { digest, inputs, result }| {
+        let results = result.as_ref().and_then(|result| cached(result, &blobs)).into_iter().collect();
+        CacheNode { digest, inputs, results }
+    };
+    Ok(kept.into_iter().map(node).collect())
 }
 
 /// Returns a result as the cache has it; none for an empty file system, which has no layers to name.

@@ -1,9 +1,11 @@
 //! Remote caches: importing before a build, exporting after it. A cache that cannot be read is a warning.
 
 pub mod collect;
+pub mod inline;
 pub mod keys;
 pub mod local;
 pub mod options;
+pub mod registry;
 pub mod stack;
 
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use kiln_exporter::{ExportContext, ExportProgress};
 use kiln_stdx::{Digest, ErrorClass, StableHasher};
 use parking_lot::Mutex;
 
-use crate::bridge::{Bridge, FrontendResult};
+use crate::bridge::{Bridge, FrontendResult, Ref};
 use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
 use crate::remote::Origins;
@@ -28,7 +30,7 @@ use options::ExportSpec;
 /// # Errors
 /// A kind of cache that this engine does not know.
 pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError> {
-    if !matches!(spec.kind.as_str(), "inline" | "registry" | "local") {
+    if !matches!(spec.kind.as_str(), "registry" | "local") {
         return Err(EngineError::user(format!("unknown cache importer: {}", spec.kind)));
     }
     let build = bridge.build();
@@ -47,14 +49,21 @@ pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError
 
 /// Reads a cache into the build's lookups and returns how many parts of it were no good.
 async fn read(bridge: &Bridge, spec: &CacheSpec) -> Result<usize, EngineError> {
-    if spec.kind != "local" {
-        return Err(EngineError::user(format!("caches of type {} cannot be imported by this engine", spec.kind)));
+    let origin: Arc<dyn ImageOrigin> = match spec.kind.as_str() {
+        "registry" => registry::open(bridge, spec).await?,
+        _ => local::LocalCache::open(bridge, spec).await?,
+    };
+    let caches = match spec.kind.as_str() {
+        "registry" => registry::parse(origin.as_ref()).await?,
+        _ => vec![parse(origin.as_ref()).await?],
+    };
+    let mut dropped = 0;
+    for cache in caches {
+        let loader = stack::CachedStacks::new(bridge.parts().clone(), origin.clone());
+        bridge.job().import(Arc::new(keys::ImportedKeys::new(&cache, Box::new(loader)))).await;
+        dropped += cache.dropped;
     }
-    let origin = local::LocalCache::open(bridge, spec).await?;
-    let cache = parse(origin.as_ref()).await?;
-    let loader = stack::CachedStacks::new(bridge.parts().clone(), origin);
-    bridge.job().import(Arc::new(keys::ImportedKeys::new(&cache, Box::new(loader)))).await;
-    Ok(cache.dropped)
+    Ok(dropped)
 }
 
 async fn parse(origin: &dyn ImageOrigin) -> Result<ParsedCache, EngineError> {
@@ -76,6 +85,65 @@ fn name(spec: &CacheSpec) -> String {
     format!("{}:{number}", spec.kind)
 }
 
+/// The kind of cache that lies in the image itself.
+const INLINE: &str = "inline";
+
+/// Checks what can be checked of exports before anything is built.
+///
+/// # Errors
+/// A kind of cache that this engine does not know, a bad value.
+pub fn check(specs: &[CacheSpec]) -> Result<(), EngineError> {
+    for spec in specs {
+        match spec.kind.as_str() {
+            INLINE => {}
+            "registry" => drop((registry::reference(spec)?, ExportSpec::parse(spec)?)),
+            "local" => drop(ExportSpec::parse(spec)?),
+            other => return Err(EngineError::user(format!("unknown cache exporter: {other:?}"))),
+        }
+    }
+    Ok(())
+}
+
+/// Returns the records for the image of one result, when the inline cache was asked for.
+///
+/// # Errors
+/// A layer that cannot be had, damage, a full disk.
+pub async fn inline_records(
+    bridge: &Bridge,
+    specs: &[CacheSpec],
+    reference: &Ref,
+) -> Result<Option<Vec<u8>>, EngineError> {
+    if !specs.iter().any(|spec| spec.kind == INLINE) {
+        return Ok(None);
+    }
+    let vertex = bridge.build().start("preparing layers for inline cache");
+    let work = async {
+        let (context, _cancel, _) = context(bridge, vertex.digest());
+        let last = bridge.evaluate(reference).await?;
+        let mut kept = Vec::new();
+        collect::add(bridge, vertex.digest(), reference, options::Mode::Min, &mut kept).await?;
+        bridge.parts().blocking(move || inline::records(&context, &last, kept)).await
+    };
+    let made = work.await;
+    vertex.end(made.as_ref().err().map(ToString::to_string));
+    made
+}
+
+/// Returns what an export works with; it is called off when the guard is dropped.
+fn context(bridge: &Bridge, vertex: Digest) -> (ExportContext, tokio_util::sync::DropGuard, Arc<CacheProgress>) {
+    let progress = Arc::new(CacheProgress::new(bridge.build().clone(), vertex));
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let context = ExportContext {
+        store: bridge.parts().store.clone(),
+        remote: Origins::new(bridge.parts(), Progress::of_build(bridge.build(), vertex), &cancel),
+        progress: progress.clone(),
+        compatibility: 30,
+        cancel,
+    };
+    let guard = context.cancel.clone().drop_guard();
+    (context, guard, progress)
+}
+
 /// Writes every cache that was asked for and returns what the client is told.
 ///
 /// # Errors
@@ -86,12 +154,10 @@ pub async fn export(
     result: &FrontendResult,
 ) -> Result<BTreeMap<String, String>, EngineError> {
     let mut response = BTreeMap::new();
-    for spec in specs {
-        if spec.kind != "local" {
-            return Err(EngineError::user(format!("cache of type {} cannot be exported by this engine", spec.kind)));
-        }
+    // The inline cache is part of the image and was written with it.
+    for spec in specs.iter().filter(|spec| spec.kind != INLINE) {
         let build = bridge.build();
-        let vertex = build.start(local::VERTEX);
+        let vertex = build.start(if spec.kind == "registry" { registry::VERTEX } else { local::VERTEX });
         match write(bridge, spec, result, vertex.digest()).await {
             Ok(told) => {
                 response.extend(told);
@@ -116,22 +182,11 @@ async fn write(
     result: &FrontendResult,
     vertex: Digest,
 ) -> Result<BTreeMap<String, String>, EngineError> {
-    let directory = spec.attrs.get("dest").filter(|text| !text.is_empty());
-    let directory = directory.ok_or_else(|| EngineError::user("local cache exporter requires dest"))?;
     let options = ExportSpec::parse(spec)?;
-    let session = local::session(bridge).await?;
+    let place = Place::of(bridge, spec).await?;
     let parts = bridge.parts();
-    let progress = Arc::new(CacheProgress::new(bridge.build().clone(), vertex));
-    let cancel = tokio_util::sync::CancellationToken::new();
-    let context = ExportContext {
-        store: parts.store.clone(),
-        remote: Origins::new(parts, Progress::of_build(bridge.build(), vertex), &cancel),
-        progress: progress.clone(),
-        compatibility: 30,
-        cancel,
-    };
     // Dropping this future, as a cancelled build does, calls off the blocking part too.
-    let _cancel = context.cancel.clone().drop_guard();
+    let (context, _cancel, progress) = context(bridge, vertex);
     progress.started(PREPARING, 0);
     let kept = collect::collect(bridge, vertex, result, options.mode).await?;
     let built = parts.blocking(move || collect::build(&context, &options, kept)).await?;
@@ -141,8 +196,29 @@ async fn write(
         progress.completed(SKIPPED);
         return Ok(BTreeMap::new());
     };
-    built.send(&session, &local::store_id(directory)).await?;
+    match place {
+        Place::Directory(session, store) => built.send(&session, &store).await?,
+        Place::Registry(name, credentials) => built.push(&name, &parts.registry, &credentials).await?,
+    }
     Ok(built.response()?)
+}
+
+/// Where a cache goes.
+enum Place {
+    /// A directory of the client, by the name of its blob store.
+    Directory(Arc<kiln_session::Session>, String),
+    Registry(kiln_oci::Reference, kiln_registry::Credentials),
+}
+
+impl Place {
+    async fn of(bridge: &Bridge, spec: &CacheSpec) -> Result<Self, EngineError> {
+        if spec.kind == "registry" {
+            return Ok(Self::Registry(registry::reference(spec)?, registry::credentials(bridge).await));
+        }
+        let directory = spec.attrs.get("dest").filter(|text| !text.is_empty());
+        let directory = directory.ok_or_else(|| EngineError::user("local cache exporter requires dest"))?;
+        Ok(Self::Directory(local::session(bridge).await?, local::store_id(directory)))
+    }
 }
 
 /// Status of the first part of an export.

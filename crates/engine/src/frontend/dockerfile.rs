@@ -1,5 +1,6 @@
 //! The built-in Dockerfile frontend: reads the file, plans, looks up what the plan wants, lowers, solves.
 
+use kiln_dockerfile::subrequest;
 use kiln_dockerfile::{
     BuildOptions, DockerfileError, Lowered, MainContext, Resolved, ResolvedImage, Wanted, ast::Dockerfile,
 };
@@ -24,13 +25,25 @@ const ROUNDS: usize = 64;
 /// # Errors
 /// A file that is missing or wrong, a base image that cannot be had, options that contradict each other.
 pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendResult, EngineError> {
-    let mut files = Files::new(&request.attrs, &bridge.build().settings.session)?;
+    let question = request.attrs.get("requestid").map(String::as_str).filter(|id| !id.is_empty());
+    if question == Some(subrequest::DESCRIBE) {
+        return Ok(FrontendResult { metadata: subrequest::describe(), ..FrontendResult::default() });
+    }
+    let mut files = Files::new(request, &bridge.build().settings.session)?;
     let platforms = super::options::platforms(&request.attrs)?;
     bridge.set_slots(slots(request, &platforms));
     let source = read_dockerfile(bridge, &mut files).await?;
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
-    let file = parsed.map_err(|e| located(e, &source))?;
     let ignore = read_ignore_file(bridge, &files).await?;
+    if let Some(question) = question {
+        let mut options = options(request, &files)?;
+        options.target_platform = platforms.first().cloned();
+        options.ignore_patterns.clone_from(&ignore);
+        options.source_definition.clone_from(&source.definition);
+        let metadata = answer_question(bridge, question, parsed, options, &source).await?;
+        return Ok(FrontendResult { metadata, ..FrontendResult::default() });
+    }
+    let file = parsed.map_err(|e| located(e, &source))?;
     let multi = platforms.len() > 1 || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
     let mut result = FrontendResult::default();
     let mut refs = std::collections::BTreeMap::new();
@@ -44,7 +57,10 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         options.ignore_patterns.clone_from(&ignore);
         options.source_definition = source.definition.clone();
         let lowered = compile(bridge, &file, &options, &source).await?;
-        warn(bridge, &lowered, &source);
+        // What is wrong with the file is wrong for every platform; once is enough.
+        if names.is_empty() {
+            warn(bridge, &lowered, &source);
+        }
         let reference = bridge.define(sourced(lowered.definition.clone(), &source)).await?;
         let id = lowered.platform.short();
         let suffix = if multi { format!("/{id}") } else { String::new() };
@@ -144,23 +160,77 @@ async fn read_ignore_file(bridge: &Bridge, files: &Files) -> Result<Vec<String>,
     Ok(kiln_dockerfile::ignore::parse(&text))
 }
 
+/// Answers a question about the file instead of building it.
+async fn answer_question(
+    bridge: &Bridge,
+    question: &str,
+    parsed: Result<Dockerfile, DockerfileError>,
+    mut options: BuildOptions,
+    source: &SourceFile,
+) -> Result<subrequest::Answer, EngineError> {
+    match question {
+        subrequest::TARGETS => Ok(subrequest::targets(&parsed.map_err(|e| located(e, source))?)),
+        subrequest::OUTLINE => {
+            let file = parsed.map_err(|e| located(e, source))?;
+            let lowered = compile(bridge, &file, &options, source).await?;
+            Ok(subrequest::outline(&file, options.target.as_deref(), &lowered))
+        }
+        subrequest::LINT => {
+            let text = kiln_dockerfile::source::SourceFile { name: source.name.clone(), data: source.text.clone() };
+            options.all_stages = options.target.is_none();
+            let compiled = match parsed {
+                Ok(file) => try_compile(bridge, &file, &options, source).await,
+                Err(error) => Err(Failed::File(Box::new(error))),
+            };
+            match compiled {
+                Ok(lowered) => Ok(subrequest::lint(&text, Ok(&lowered))),
+                Err(Failed::File(error)) => Ok(subrequest::lint(&text, Err(&error))),
+                Err(Failed::Build(error)) => Err(*error),
+            }
+        }
+        other => Err(EngineError::user(format!("unsupported request {other}"))),
+    }
+}
+
+/// Why a file cannot be compiled.
+enum Failed {
+    /// It is wrong.
+    File(Box<DockerfileError>),
+    /// What it needs cannot be had.
+    Build(Box<EngineError>),
+}
+
 async fn compile(
     bridge: &Bridge,
     file: &Dockerfile,
     options: &BuildOptions,
     source: &SourceFile,
 ) -> Result<Lowered, EngineError> {
+    try_compile(bridge, file, options, source).await.map_err(|failed| match failed {
+        Failed::File(error) => located(*error, source),
+        Failed::Build(error) => *error,
+    })
+}
+
+async fn try_compile(
+    bridge: &Bridge,
+    file: &Dockerfile,
+    options: &BuildOptions,
+    source: &SourceFile,
+) -> Result<Lowered, Failed> {
+    let wrong = |error: DockerfileError| Failed::File(Box::new(error));
     let mut resolved = Resolved::default();
     for _ in 0..ROUNDS {
-        let plan = kiln_dockerfile::plan(file, options, &resolved).map_err(|e| located(e, source))?;
+        let plan = kiln_dockerfile::plan(file, options, &resolved).map_err(wrong)?;
         if plan.wanted.is_empty() {
-            return kiln_dockerfile::lower(file, &plan, options, &resolved).map_err(|e| located(e, source));
+            return kiln_dockerfile::lower(file, &plan, options, &resolved).map_err(wrong);
         }
         for wanted in &plan.wanted {
-            answer(bridge, wanted, &mut resolved, source).await?;
+            answer(bridge, wanted, &mut resolved, source).await.map_err(|e| Failed::Build(Box::new(e)))?;
         }
     }
-    Err(EngineError::user("base images lead to further base images without end"))
+    let text = "base images lead to further base images without end";
+    Err(Failed::Build(Box::new(EngineError::user(text))))
 }
 
 async fn answer(

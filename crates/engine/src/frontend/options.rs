@@ -41,20 +41,26 @@ impl Files {
     ///
     /// # Errors
     /// A context address with bad parameters.
-    pub fn new(attrs: &Attrs, session: &str) -> Result<Self, EngineError> {
+    pub fn new(request: &FrontendRequest, session: &str) -> Result<Self, EngineError> {
+        let attrs = &request.attrs;
         let local = text(attrs, "contextkey").unwrap_or("context").to_owned();
-        let mut context = MainContext::Local { name: local };
+        let dockerfile_local = text(attrs, "dockerfilekey").unwrap_or("dockerfile").to_owned();
+        // A graph that the caller hands in stands for the directory of its name.
+        let mut context = match request.inputs.get(&local) {
+            Some(definition) => MainContext::Graph { definition: definition.clone(), subdir: None },
+            None => MainContext::Local { name: local },
+        };
         if let Some(address) = text(attrs, "context") {
             let found = MainContext::detect(address).map_err(|e| EngineError::user(e.to_string()))?;
             context = found.unwrap_or(context);
         }
         Ok(Self {
-            dockerfile_local: text(attrs, "dockerfilekey").unwrap_or("dockerfile").to_owned(),
+            dockerfile: request.inputs.get(&dockerfile_local).cloned(),
+            dockerfile_local,
             session: session.to_owned(),
             name: text(attrs, "filename").unwrap_or("Dockerfile").to_owned(),
             context,
             own_ignore: None,
-            dockerfile: None,
         })
     }
 

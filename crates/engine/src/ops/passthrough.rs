@@ -12,23 +12,23 @@ use super::input;
 pub struct Passthrough {
     id: String,
     outputs: Vec<usize>,
+    inputs: usize,
 }
 
 impl Passthrough {
-    /// Returns the operation.
-    pub fn new(op: &PassthroughOp) -> Self {
-        Self { id: op.id.clone(), outputs: op.outputs.clone() }
+    /// Returns the operation of a vertex with so many inputs; those that are no output are only waited for.
+    pub fn new(op: &PassthroughOp, inputs: usize) -> Self {
+        Self { id: op.id.clone(), outputs: op.outputs.clone(), inputs }
     }
 }
 
 #[async_trait]
 impl Op<ImmutableRef> for Passthrough {
     async fn cache_map(&self, _: &OpContext) -> Result<CacheMap, OpError> {
-        let inputs = self.outputs.iter().max().map_or(0, |max| max + 1);
         Ok(CacheMap {
             digest: Digest::of(format!("buildkit.passthrough.v0:{}:{:?}", self.id, self.outputs)),
             record: KeyRecord::new().with("op", "passthrough").with("id", self.id.clone()),
-            deps: vec![DepMap::default(); inputs],
+            deps: vec![DepMap::default(); self.inputs],
             life: KeyLife::Stored,
         })
     }

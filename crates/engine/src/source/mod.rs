@@ -1,5 +1,7 @@
-//! Where graphs begin: images, local directories, files from the web.
+//! Where graphs begin: images, local directories, repositories, files from the web.
 
+pub mod git;
+pub mod http;
 pub mod images;
 pub mod layout;
 pub mod lazy;

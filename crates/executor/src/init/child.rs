@@ -115,7 +115,7 @@ fn raise_loopback() -> io::Result<()> {
 }
 
 /// Leaves the engine's session keyring behind. Kernels without keyrings refuse, and have nothing to leave.
-fn own_keyring() {
+pub(super) fn own_keyring() {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: a null name asks for an anonymous keyring.
     unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
@@ -131,7 +131,7 @@ fn standard_streams(plan: &Plan<'_>) -> io::Result<()> {
     Ok(())
 }
 
-fn change_directory(spec: &WireSpec) -> Result<(), Failure> {
+pub(super) fn change_directory(spec: &WireSpec) -> Result<(), Failure> {
     let fail = |error: io::Error| Failure::NotStarted {
         reason: StartFailure::WorkingDirectory,
         message: format!("chdir to cwd ({:?}): {error}", spec.cwd),
@@ -152,7 +152,7 @@ fn change_directory(spec: &WireSpec) -> Result<(), Failure> {
 }
 
 /// Makes the kernel kill this process when the helper dies. It comes after every change of identity, which would undo it.
-fn die_with_helper(gate: &OwnedFd) -> Result<(), Failure> {
+pub(super) fn die_with_helper(gate: &OwnedFd) -> Result<(), Failure> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|errno| Failure::setup("bind the process to its helper", errno))?;
     // The helper holds the other end as long as it lives: if it died before the call, nobody is left to send the signal.

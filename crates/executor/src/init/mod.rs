@@ -13,6 +13,7 @@ pub(crate) mod defaults;
 mod devices;
 mod files;
 mod identity;
+mod join;
 mod launch;
 mod masks;
 mod mounts;

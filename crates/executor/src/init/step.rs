@@ -10,7 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::child::{self, Plan};
 use super::files::Files;
 use super::stubs::Stubs;
-use super::{identity, mounts, runtime, server, userns};
+use super::{identity, join, mounts, runtime, server, userns};
 use crate::exit::Usage;
 use crate::seccomp::Insn;
 use crate::sys::fds;
@@ -38,7 +38,7 @@ pub(super) fn run(spec: OwnedFd, kit: Kit<'_>) -> ! {
     process::exit_now(0)
 }
 
-fn send(socket: &OwnedFd, report: &Report, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), ()> {
+pub(super) fn send(socket: &OwnedFd, report: &Report, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), ()> {
     let json = serde_json::to_vec(report).map_err(drop)?;
     fds::send(socket, &json, descriptors).map_err(drop)
 }
@@ -48,6 +48,9 @@ fn supervise(spec: OwnedFd, kit: Kit<'_>, socket: &OwnedFd) -> Result<(i32, Usag
         .map_err(|errno| Failure::setup("open /dev/null", errno))?;
     server::hold_standard_streams(&null).map_err(|error| Failure::setup("hold the standard streams", error))?;
     let (spec, contents) = wire::unseal(spec).map_err(|error| Failure::setup("read the process spec", error))?;
+    if spec.join {
+        return join::supervise(&spec, kit, socket);
+    }
     if let Some(maps) = &spec.idmaps {
         userns::enter(maps)?;
     }
@@ -147,7 +150,7 @@ fn join_v1(spec: &WireSpec, pid: libc::pid_t) -> Result<(), Failure> {
 }
 
 /// Waits until the child has executed its program (the pipe closes) or says why it could not.
-fn await_start(status: OwnedFd, socket: &OwnedFd, pidfd: &OwnedFd) -> Result<(), Failure> {
+pub(super) fn await_start(status: OwnedFd, socket: &OwnedFd, pidfd: &OwnedFd) -> Result<(), Failure> {
     loop {
         let mut ready = [PollFd::new(&status, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
         if poll(&mut ready, None).is_err() {
@@ -169,7 +172,7 @@ fn await_start(status: OwnedFd, socket: &OwnedFd, pidfd: &OwnedFd) -> Result<(),
 }
 
 /// Obeys the engine until the process is gone.
-fn watch(socket: &OwnedFd, pidfd: &OwnedFd) {
+pub(super) fn watch(socket: &OwnedFd, pidfd: &OwnedFd) {
     let mut listening = true;
     loop {
         let mut ready = [PollFd::new(pidfd, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];

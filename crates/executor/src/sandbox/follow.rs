@@ -22,6 +22,7 @@ pub(super) struct Follower {
     pidfd: Option<OwnedFd>,
     terminal: Option<oneshot::Sender<OwnedFd>>,
     master: Option<OwnedFd>,
+    started: Option<Box<dyn FnOnce(&OwnedFd) + Send + Sync>>,
 }
 
 impl Follower {
@@ -32,12 +33,18 @@ impl Follower {
         // SAFETY: an `OwnedFd` is open and the same for as long as it lives, and nobody closes it by number.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
         let socket = socket.map_err(|error| fail(error.into()))?;
-        Ok(Self { socket, pidfd: None, terminal: None, master: None })
+        Ok(Self { socket, pidfd: None, terminal: None, master: None, started: None })
     }
 
     /// Sends the controlling end of the process's terminal to `terminal` when it is there.
     pub(super) fn with_terminal(mut self, terminal: Option<oneshot::Sender<OwnedFd>>) -> Self {
         self.terminal = terminal;
+        self
+    }
+
+    /// Calls `started` with the descriptor of the process once it has become its command.
+    pub(super) fn when_started(mut self, started: impl FnOnce(&OwnedFd) + Send + Sync + 'static) -> Self {
+        self.started = Some(Box::new(started));
         self
     }
 
@@ -90,7 +97,12 @@ impl Follower {
     fn take(&mut self, (report, fds): (Report, Vec<OwnedFd>)) -> Result<Option<(i32, Usage)>, ExecError> {
         let descriptor = fds.into_iter().next();
         match report {
-            Report::Started => self.pidfd = descriptor,
+            Report::Started => {
+                self.pidfd = descriptor;
+                if let (Some(started), Some(pidfd)) = (self.started.take(), &self.pidfd) {
+                    started(pidfd);
+                }
+            }
             Report::Terminal => {
                 self.master = descriptor.as_ref().and_then(|master| master.try_clone().ok());
                 if let (Some(terminal), Some(master)) = (self.terminal.take(), descriptor) {

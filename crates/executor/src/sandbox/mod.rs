@@ -58,4 +58,14 @@ impl Executor for SandboxExecutor {
     async fn run(&self, spec: ProcessSpec, io: ProcessIo, cancel: CancellationToken) -> Result<Exit, ExecError> {
         self.runner.run(spec, io, cancel, None).await
     }
+
+    async fn exec(
+        &self,
+        inside: &str,
+        spec: ProcessSpec,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> Result<Exit, ExecError> {
+        self.runner.exec(inside, spec, io, cancel).await
+    }
 }

@@ -103,6 +103,7 @@ pub(super) fn wire(spec: ProcessSpec, place: Place<'_>) -> Result<(WireSpec, Vec
         cgroup: place.cgroup,
         idmaps: IdMaps::detect(),
         runtime: place.runtime,
+        join: false,
     };
     Ok((wire, files.0))
 }

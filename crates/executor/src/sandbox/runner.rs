@@ -1,7 +1,8 @@
 //! Runs one step through the helper: network, control group, streams, and the wait for its end.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -29,6 +30,18 @@ pub(crate) struct Runner {
     helper: HelperProcess,
     groups: Arc<Groups>,
     networks: Networks,
+    sandboxes: Sandboxes,
+}
+
+/// Descriptors of the first processes of running sandboxes, by the ids of their runs.
+type Sandboxes = Arc<Mutex<HashMap<String, OwnedFd>>>;
+
+/// What a process is put into.
+enum Home<'a> {
+    /// A sandbox of its own, with this network.
+    New(&'a Namespace),
+    /// The sandbox of a running process.
+    Joined(OwnedFd),
 }
 
 impl Runner {
@@ -37,6 +50,7 @@ impl Runner {
             helper: HelperProcess::start(config.helper.clone())?,
             groups: Groups::new(&config.cgroup_parent),
             networks: config.networks.clone(),
+            sandboxes: Sandboxes::default(),
         })
     }
 
@@ -69,18 +83,48 @@ impl Runner {
                 (wire::WireCgroup { unified, ..wire::WireCgroup::default() }, true)
             }
         };
-        let tty = spec.tty.is_some();
+        let (tty, id) = (spec.tty.is_some(), spec.id.clone());
         let place = Place { network: &namespace, resolv_conf, cgroup, devices_guarded, runtime };
         let (spec, contents) = prepare::wire(spec, place)?;
         let spec = wire::seal(&spec, &contents)?;
         drop(kiln_stdx::Secret::new(contents));
-        let ended = self.step(spec, &namespace, io, &cancel, tty).await;
+        let ended = self.step(spec, &id, Home::New(&namespace), io, &cancel, tty).await;
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         drop(guard);
         let (status, usage) = ended?;
         let wall_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let oom = group.as_ref().is_some_and(StepGroup::oom);
         let max_rss = group.as_ref().and_then(StepGroup::peak_memory).unwrap_or(usage.max_rss);
         Ok(Exit::from_wait_status(status, oom, Usage { wall_micros, max_rss, ..usage }))
+    }
+
+    /// Runs a further process in the sandbox of a run.
+    pub(crate) async fn exec(
+        &self,
+        inside: &str,
+        spec: ProcessSpec,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> Result<Exit, ExecError> {
+        let began = Instant::now();
+        prepare::check(&spec)?;
+        let first = {
+            let sandboxes = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
+            sandboxes.get(inside).and_then(|pidfd| pidfd.try_clone().ok())
+        };
+        let first = first.ok_or_else(|| ExecError::InvalidSpec(format!("no process runs in sandbox {inside}")))?;
+        let (tty, id) = (spec.tty.is_some(), spec.id.clone());
+        // Without a control group of its own nothing keeps it from devices but that it cannot make any.
+        let cgroup = wire::WireCgroup { unified: self.groups.is_unified(), ..wire::WireCgroup::default() };
+        let network = Namespace::Host;
+        let place = Place { network: &network, resolv_conf: None, cgroup, devices_guarded: false, runtime: None };
+        let (mut spec, _) = prepare::wire(spec, place)?;
+        spec.mounts.clear();
+        spec.join = true;
+        let spec = wire::seal(&spec, &[])?;
+        let (status, usage) = self.step(spec, &id, Home::Joined(first), io, &cancel, tty).await?;
+        let wall_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(Exit::from_wait_status(status, false, Usage { wall_micros, ..usage }))
     }
 
     /// Gives a step to the helper and waits until it took it; a helper that died before is tried a second time.
@@ -113,23 +157,33 @@ impl Runner {
     async fn step(
         &self,
         spec: OwnedFd,
-        namespace: &Namespace,
+        id: &str,
+        home: Home<'_>,
         io: ProcessIo,
         cancel: &CancellationToken,
         tty: bool,
     ) -> Result<(i32, Usage), ExecError> {
-        let ProcessIo { stdin, stdout, stderr, control } = io;
+        let ProcessIo { stdin, stdout, stderr, control, started } = io;
         let input = Pipe::input(!tty && matches!(stdin, Stdin::Reader(_)))?;
         let output = Pipe::output(!tty && matches!(stdout, Output::Channel(_)))?;
         let errors = Pipe::output(!tty && matches!(stderr, Output::Channel(_)))?;
         let mut passed = vec![spec.as_fd(), input.theirs.as_fd(), output.theirs.as_fd(), errors.theirs.as_fd()];
-        if let Namespace::Existing(netns) = namespace {
-            passed.push(netns.as_fd());
+        match &home {
+            Home::New(Namespace::Existing(netns)) => passed.push(netns.as_fd()),
+            Home::New(_) => {}
+            Home::Joined(first) => passed.push(first.as_fd()),
         }
         let (terminal, master) = oneshot::channel();
         let socket = self.hand_over(&passed).await?;
         drop(spec);
-        let mut follower = socket.with_terminal(tty.then_some(terminal));
+        let (sandboxes, id) = (matches!(home, Home::New(_)).then(|| self.sandboxes.clone()), id.to_owned());
+        let mut follower = socket.with_terminal(tty.then_some(terminal)).when_started(move |pidfd| {
+            if let (Some(sandboxes), Ok(pidfd)) = (sandboxes, pidfd.try_clone()) {
+                sandboxes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, pidfd);
+            }
+            // Whoever asked may not wait for it any more.
+            let _ = started.map(|started| started.send(()));
+        });
         let (done, gone) = watch::channel(false);
         let (input, output, errors) = (input.into_ours(), output.into_ours(), errors.into_ours());
         let follow = async {

@@ -59,6 +59,11 @@ fn agent_id(id: &str) -> &str {
 }
 
 impl Session {
+    /// Tells whether the client forwards any agent.
+    pub fn forwards_ssh(&self) -> bool {
+        self.supports("/moby.sshforward.v1.SSH/CheckAgent")
+    }
+
     /// Checks that the client forwards the agent `id`.
     ///
     /// # Errors

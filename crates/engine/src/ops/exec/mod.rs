@@ -1,8 +1,8 @@
 //! Exec: a process over mounts. What it leaves in mounts that have an output becomes layers.
 
 mod log;
-mod mounts;
-mod run;
+pub mod mounts;
+pub mod run;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ pub struct Exec {
     digest: Digest,
     keys: Vec<InputKey>,
     resources: Option<pb::LinuxResources>,
+    ignore_cache: bool,
 }
 
 impl Exec {
@@ -54,6 +55,7 @@ impl Exec {
             op: op.as_ref().clone(),
             platform,
             resources: vertex.metadata.linux_resources.clone(),
+            ignore_cache: vertex.ignore_cache(),
             parts,
         })
     }

@@ -1,5 +1,8 @@
 //! The mounts of a step: what each is made from, and what becomes of it when the step is over.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use kiln_executor::{MountSource, SandboxMount};
 use kiln_llb::op::{Mount as LlbMount, MountKind, SessionFile, Sharing};
 use kiln_snapshot::{Active, Mount};
@@ -7,10 +10,22 @@ use kiln_solver::OpContext;
 use kiln_stdx::{ErrorClass, Secret};
 use kiln_store::{CacheMount, ImmutableRef, LayerDraft, RecordType};
 
-use super::Exec;
 use crate::error::EngineError;
 use crate::layers;
+use crate::parts::Parts;
 use crate::session::{self, SshSocket};
+
+/// What mounts are made from.
+pub struct Needs<'a> {
+    pub parts: &'a Arc<Parts>,
+    pub cx: &'a OpContext,
+    pub mounts: &'a [LlbMount],
+    /// What relative targets are relative to.
+    pub cwd: &'a str,
+    pub inputs: &'a [ImmutableRef],
+    /// Cache mounts begin empty.
+    pub fresh_caches: bool,
+}
 
 /// Everything one run of a step holds until it is over.
 pub struct Prepared {
@@ -26,6 +41,8 @@ pub struct Prepared {
     /// Dropped after the process is gone: directories that are written and thrown away, cache mounts, agent sockets.
     _discarded: Vec<LayerDraft>,
     _caches: Vec<CacheMount>,
+    /// Cache mounts that this step has, by id and beginning: it may show one at several places.
+    taken: Vec<((String, Option<String>), PathBuf)>,
     _sockets: Vec<SshSocket>,
 }
 
@@ -44,11 +61,11 @@ struct Changes {
 }
 
 impl Prepared {
-    /// Prepares every mount of `exec`.
+    /// Prepares every mount.
     ///
     /// # Errors
     /// A secret or agent that is required and missing, a full disk, a call that was called off while it waited.
-    pub async fn new(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Self, EngineError> {
+    pub async fn new(needs: &Needs<'_>) -> Result<Self, EngineError> {
         let mut this = Self {
             root: None,
             root_readonly: false,
@@ -58,13 +75,14 @@ impl Prepared {
             outputs: Vec::new(),
             _discarded: Vec::new(),
             _caches: Vec::new(),
+            taken: Vec::new(),
             _sockets: Vec::new(),
         };
-        for mount in &exec.op.mounts {
-            let dest = absolute(&exec.op.meta.cwd, &mount.dest);
+        for mount in needs.mounts {
+            let dest = absolute(needs.cwd, &mount.dest);
             match &mount.kind {
                 MountKind::Bind => {
-                    let source = this.bind(exec, mount, inputs).await?;
+                    let source = this.bind(needs, mount).await?;
                     this.place(dest, mount, source);
                 }
                 MountKind::Tmpfs { size } if dest == "/dev/shm" => this.shm_size = *size,
@@ -72,13 +90,13 @@ impl Prepared {
                     this.place(dest, mount, Mount::Tmpfs { size: *size, mode: 0o1777 });
                 }
                 MountKind::Cache { id, sharing } => {
-                    let source = this.cache(exec, cx, mount, id, *sharing, inputs).await?;
+                    let source = this.cache(needs, mount, id, *sharing).await?;
                     // The selector says what a new mount begins with, not which part of it is shown.
                     this.place(dest, &LlbMount { selector: String::new(), ..mount.clone() }, source);
                 }
-                MountKind::Secret(file) => this.secret(exec, cx, dest, file).await?,
+                MountKind::Secret(file) => this.secret(needs, dest, file).await?,
                 MountKind::Ssh(file) => {
-                    this.ssh(exec, cx, dest, file).await?;
+                    this.ssh(needs, dest, file).await?;
                 }
             }
         }
@@ -99,12 +117,12 @@ impl Prepared {
         });
     }
 
-    async fn bind(&mut self, exec: &Exec, mount: &LlbMount, inputs: &[ImmutableRef]) -> Result<Mount, EngineError> {
+    async fn bind(&mut self, needs: &Needs<'_>, mount: &LlbMount) -> Result<Mount, EngineError> {
         let reference = match mount.input {
-            Some(index) => super::super::input(inputs, index)?.clone(),
-            None => exec.parts.store.scratch(),
+            Some(index) => super::super::input(needs.inputs, index)?.clone(),
+            None => needs.parts.store.scratch(),
         };
-        let parts = exec.parts.clone();
+        let parts = needs.parts.clone();
         let readonly = mount.readonly;
         let parent = reference.clone();
         let (draft, view, active) = parts
@@ -147,29 +165,29 @@ impl Prepared {
 
     async fn cache(
         &mut self,
-        exec: &Exec,
-        cx: &OpContext,
+        needs: &Needs<'_>,
         mount: &LlbMount,
         id: &str,
         sharing: Sharing,
-        inputs: &[ImmutableRef],
     ) -> Result<Mount, EngineError> {
-        let base = mount.input.map(|index| super::super::input(inputs, index)).transpose()?;
+        let base = mount.input.map(|index| super::super::input(needs.inputs, index)).transpose()?;
+        let key = (id.to_owned(), base.map(|reference| format!("{}/{}", reference.id(), mount.selector)));
+        if let Some((_, path)) = self.taken.iter().find(|(taken, _)| *taken == key) {
+            return Ok(Mount::Bind { source: path.clone(), readonly: mount.readonly });
+        }
         let base = base.map(|reference| (reference, mount.selector.as_str()));
-        let cache = layers::cache_mount(&exec.parts, cx, id, sharing, base).await?;
+        if needs.fresh_caches {
+            layers::reset_cache_mount(needs.parts, id, base)?;
+        }
+        let cache = layers::cache_mount(needs.parts, needs.cx, id, sharing, base).await?;
         let source = cache.path().to_owned();
+        self.taken.push((key, source.clone()));
         self._caches.push(cache);
         Ok(Mount::Bind { source, readonly: mount.readonly })
     }
 
-    async fn secret(
-        &mut self,
-        exec: &Exec,
-        cx: &OpContext,
-        dest: String,
-        file: &SessionFile,
-    ) -> Result<(), EngineError> {
-        match session::secret(&exec.parts, cx, &file.id).await? {
+    async fn secret(&mut self, needs: &Needs<'_>, dest: String, file: &SessionFile) -> Result<(), EngineError> {
+        match session::secret(needs.parts, needs.cx, &file.id).await? {
             Some(value) => {
                 self.mounts.push(SandboxMount {
                     dest,
@@ -186,8 +204,8 @@ impl Prepared {
         }
     }
 
-    async fn ssh(&mut self, exec: &Exec, cx: &OpContext, dest: String, file: &SessionFile) -> Result<(), EngineError> {
-        let socket = session::ssh_socket(&exec.parts, cx, file).await?;
+    async fn ssh(&mut self, needs: &Needs<'_>, dest: String, file: &SessionFile) -> Result<(), EngineError> {
+        let socket = session::ssh_socket(needs.parts, needs.cx, file).await?;
         match socket {
             Some(socket) => {
                 self.mounts.push(SandboxMount {
@@ -200,6 +218,10 @@ impl Prepared {
                 Ok(())
             }
             None if file.optional => Ok(()),
+            None if session::open_sessions(needs.parts, needs.cx).iter().all(|s| !s.forwards_ssh()) => {
+                Err(EngineError::user(format!("no SSH key {:?} forwarded from the client", file.id))
+                    .with_hint(format!("add --ssh {} to the command", file.id)))
+            }
             None => Err(EngineError::user(format!("unset ssh forward key {}", file.id))
                 .with_hint(format!("add --ssh {} to the command", file.id))),
         }
@@ -209,9 +231,8 @@ impl Prepared {
     ///
     /// # Errors
     /// The changes cannot be read or stored; nothing of them is kept then.
-    pub async fn commit(self, exec: &Exec) -> Result<Vec<ImmutableRef>, EngineError> {
-        let parts = exec.parts.clone();
-        let command = exec.op.meta.args.join(" ");
+    pub async fn commit(self, parts: &Arc<Parts>, command: String) -> Result<Vec<ImmutableRef>, EngineError> {
+        let parts = parts.clone();
         let mut outputs = self.outputs;
         outputs.sort_by_key(|(index, _)| *index);
         parts

@@ -8,7 +8,7 @@ use kiln_store::ImmutableRef;
 
 use super::Exec;
 use super::log::LogPump;
-use super::mounts::Prepared;
+use super::mounts::{Needs, Prepared};
 use crate::error::EngineError;
 use crate::parts::builds;
 use crate::session;
@@ -19,7 +19,15 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Runs the step and returns its outputs in order.
 pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, EngineError> {
     lazy::unpack_inputs(&exec.parts, cx, inputs).await?;
-    let mut prepared = Prepared::new(exec, cx, inputs).await?;
+    let needs = Needs {
+        parts: &exec.parts,
+        cx,
+        mounts: &exec.op.mounts,
+        cwd: &exec.op.meta.cwd,
+        inputs,
+        fresh_caches: exec.ignore_cache,
+    };
+    let mut prepared = Prepared::new(&needs).await?;
     let mut secrets = std::mem::take(&mut prepared.secrets);
     let mut spec = spec(exec, cx, &mut prepared)?;
     for wanted in &exec.op.secret_env {
@@ -48,7 +56,7 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
     if !exit.is_success(&exec.op.meta.valid_exit_codes) {
         return Err(failed(exec, &exit, &tail));
     }
-    prepared.commit(exec).await
+    prepared.commit(&exec.parts, exec.op.meta.args.join(" ")).await
 }
 
 /// Describes the process; the mounts have been prepared.
@@ -75,9 +83,11 @@ fn spec(exec: &Exec, cx: &OpContext, prepared: &mut Prepared) -> Result<ProcessS
         _ => SecurityMode::Sandbox,
     };
     spec.ulimits = meta.ulimits.iter().map(|u| Ulimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect();
-    spec.extra_hosts = extra_hosts(meta)?;
+    spec.extra_hosts = extra_hosts(&meta.extra_hosts)?;
     spec.shm_size = prepared.shm_size.or_else(|| builds.iter().find_map(|b| b.settings.shm_size));
-    spec.cgroup_parent = (!meta.cgroup_parent.is_empty()).then(|| meta.cgroup_parent.clone());
+    let parent = (!meta.cgroup_parent.is_empty()).then(|| meta.cgroup_parent.clone());
+    spec.cgroup_parent = parent.or_else(|| exec.parts.steps.cgroup_parent.clone());
+    spec.resolv_conf.clone_from(&exec.parts.steps.resolv_conf);
     spec.resources = resources(exec);
     spec.ca_bundle = builds.iter().find_map(|b| b.ca_bundle.get().map(|path| path.to_path_buf()));
     spec.remove_stubs_recursive = meta.remove_mount_stubs_recursive;
@@ -85,7 +95,7 @@ fn spec(exec: &Exec, cx: &OpContext, prepared: &mut Prepared) -> Result<ProcessS
     Ok(spec)
 }
 
-fn environment(meta: &ExecMeta) -> Vec<(String, String)> {
+pub fn environment(meta: &ExecMeta) -> Vec<(String, String)> {
     let split = |variable: &String| {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         (name.to_owned(), value.to_owned())
@@ -107,8 +117,8 @@ fn environment(meta: &ExecMeta) -> Vec<(String, String)> {
     env
 }
 
-fn extra_hosts(meta: &ExecMeta) -> Result<Vec<ExtraHost>, EngineError> {
-    meta.extra_hosts
+pub fn extra_hosts(hosts: &[kiln_llb::op::HostIp]) -> Result<Vec<ExtraHost>, EngineError> {
+    hosts
         .iter()
         .map(|host| {
             let ip = host.ip.parse().map_err(|_| {

@@ -76,6 +76,9 @@ impl Image {
         let checksum =
             op.attr(attr::IMAGE_CHECKSUM).map(|v| v.parse().map_err(|_| bad(attr::IMAGE_CHECKSUM))).transpose()?;
         let layer_limit = op.attr(limit).map(|v| v.parse().map_err(|_| bad(limit))).transpose()?;
+        if layer_limit == Some(0) {
+            return Err(EngineError::user(format!("invalid layer limit 0 for {name}")));
+        }
         let pull = op.attr(attr::IMAGE_RESOLVE_MODE) == Some("pull");
         Ok(Self { parts, kind, name, platform, checksum, layer_limit, pull, resolved: OnceCell::new() })
     }

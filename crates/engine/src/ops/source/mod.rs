@@ -1,5 +1,6 @@
 //! Source: what comes from outside the graph, by the scheme of its identifier.
 
+pub mod git;
 pub mod http;
 pub mod image;
 pub mod local;
@@ -33,10 +34,7 @@ pub fn operation(
         "oci-layout" => Arc::new(image::Image::layout(parts.clone(), rest, source, platform)?),
         "local" => Arc::new(local::Local::new(parts.clone(), rest, source)?),
         "http" | "https" => Arc::new(http::Http::new(parts.clone(), source)?),
-        "git" => {
-            return Err(EngineError::user("git sources are not supported by this engine")
-                .with_hint("clone the repository and use its directory as the context"));
-        }
+        "git" => Arc::new(git::GitOp::new(parts.clone(), source)?),
         other => return Err(EngineError::user(format!("unknown source scheme {other}://"))),
     })
 }

@@ -1,0 +1,269 @@
+//! Containers that a frontend asks for while a build runs: mounts of results and caches, and processes in them. The
+//! first process makes the sandbox; when it ends, so do the others.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kiln_executor::{ExecError, Exit, NetworkMode, ProcessIo, ProcessSpec, SecurityMode, TtySize};
+use kiln_llb::op::{ExecMeta, HostIp, Mount, MountKind, NetMode, SecretEnv, SecurityMode as LlbSecurity};
+use kiln_solver::{OpContext, VertexDigest};
+use kiln_stdx::{Digest, ErrorClass, rand_id};
+use kiln_store::ImmutableRef;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::bridge::Bridge;
+use crate::error::EngineError;
+use crate::inspect;
+use crate::ops::exec::mounts::{Needs, Prepared};
+use crate::ops::exec::run::{environment, extra_hosts};
+use crate::parts::Parts;
+use crate::session;
+
+/// Size of a terminal until the client tells its own.
+const TTY: TtySize = TtySize { rows: 24, cols: 80 };
+
+/// What a container is to be.
+#[derive(Debug, Default)]
+pub struct ContainerSpec {
+    /// What is mounted where; `result_id` names a result of the build.
+    pub mounts: Vec<Mount>,
+    pub network: NetMode,
+    pub extra_hosts: Vec<HostIp>,
+    pub hostname: String,
+}
+
+/// A process to run in a container.
+#[derive(Debug)]
+pub struct ProcessRequest {
+    pub meta: ExecMeta,
+    pub tty: bool,
+    pub security: LlbSecurity,
+    pub secret_env: Vec<SecretEnv>,
+}
+
+/// The containers of one build, by the names its client gave them.
+#[derive(Default)]
+pub struct Containers(Mutex<HashMap<String, Arc<Container>>>);
+
+impl Containers {
+    /// Returns a container.
+    ///
+    /// # Errors
+    /// There is none of the name.
+    pub fn get(&self, id: &str) -> Result<Arc<Container>, EngineError> {
+        let found = self.0.lock().get(id).cloned();
+        found.ok_or_else(|| EngineError::user(format!("container {id} has been released or never created")))
+    }
+
+    /// Lets go of a container; its processes are killed. No error when there is none.
+    pub fn release(&self, id: &str) {
+        let gone = self.0.lock().remove(id);
+        if let Some(container) = gone {
+            container.cancel.cancel();
+        }
+    }
+
+    /// Lets go of all.
+    pub fn release_all(&self) {
+        for (_, container) in self.0.lock().drain() {
+            container.cancel.cancel();
+        }
+    }
+}
+
+/// Releases a build's containers when it is dropped.
+pub struct ReleaseGuard(pub Bridge);
+
+impl Drop for ReleaseGuard {
+    fn drop(&mut self) {
+        self.0.containers().release_all();
+    }
+}
+
+/// One container. Its mounts live as long as it does.
+pub struct Container {
+    parts: Arc<Parts>,
+    cx: OpContext,
+    spec: ContainerSpec,
+    /// What is below each mount, for reading files of it.
+    bases: Vec<Option<ImmutableRef>>,
+    prepared: tokio::sync::Mutex<Option<Prepared>>,
+    /// Name of the sandbox, which is that of its first process.
+    sandbox: String,
+    cancel: CancellationToken,
+}
+
+impl Bridge {
+    /// Makes a container under a name of the client's.
+    ///
+    /// # Errors
+    /// The name is taken, a result is not there or cannot be built, the network is not allowed.
+    pub async fn new_container(&self, id: &str, mut spec: ContainerSpec) -> Result<(), EngineError> {
+        if self.containers().get(id).is_ok() {
+            return Err(EngineError::user(format!("container {id} exists")));
+        }
+        if spec.network == NetMode::Host {
+            crate::load::check_entitlement(self.parts(), self.build(), "network.host")?;
+        }
+        let mut inputs = Vec::new();
+        let mut bases = Vec::new();
+        for mount in &mut spec.mounts {
+            mount.input = None;
+            mount.output = None;
+            let base = match mount.result_id.as_str() {
+                "" => None,
+                id => {
+                    let reference =
+                        self.reference(id).ok_or_else(|| EngineError::user(format!("no such ref: {id}")))?;
+                    mount.input = Some(inputs.len());
+                    let layers = self.evaluate(&reference).await?;
+                    inputs.push(layers.clone());
+                    Some(layers)
+                }
+            };
+            bases.push(base);
+        }
+        if !spec.mounts.iter().any(Mount::is_root) {
+            return Err(EngineError::user("the container has no root mount"));
+        }
+        let vertex = VertexDigest(Digest::of(format!("container {id}")));
+        let cx = OpContext::detached(vertex, [(self.job().id(), Arc::clone(self.build()) as _)]);
+        let needs = Needs {
+            parts: self.parts(),
+            cx: &cx,
+            mounts: &spec.mounts,
+            cwd: "/",
+            inputs: &inputs,
+            fresh_caches: false,
+        };
+        let prepared = Prepared::new(&needs).await?;
+        let container = Container {
+            parts: self.parts().clone(),
+            spec,
+            bases,
+            prepared: tokio::sync::Mutex::new(Some(prepared)),
+            sandbox: rand_id(),
+            cancel: CancellationToken::new(),
+            cx,
+        };
+        self.containers().0.lock().insert(id.to_owned(), Arc::new(container));
+        Ok(())
+    }
+}
+
+impl Container {
+    /// Fires when the container is released.
+    pub fn released(&self) -> CancellationToken {
+        self.cancel.clone()
+    }
+
+    /// Runs a process to its end; `cancel` kills it.
+    ///
+    /// # Errors
+    /// The process cannot be started, or the container is released meanwhile.
+    pub async fn run(
+        &self,
+        bridge: &Bridge,
+        request: ProcessRequest,
+        io: ProcessIo,
+        cancel: CancellationToken,
+    ) -> Result<Exit, EngineError> {
+        if request.security == LlbSecurity::Insecure {
+            crate::load::check_entitlement(&self.parts, bridge.build(), "security.insecure")?;
+        }
+        let first = self.prepared.lock().await.as_mut().and_then(|prepared| {
+            let root = prepared.root.take()?;
+            Some((root, prepared.root_readonly, std::mem::take(&mut prepared.mounts), prepared.shm_size))
+        });
+        let root = match &first {
+            Some((root, ..)) => root.clone(),
+            // Nothing of it counts in a sandbox that is there already.
+            None => kiln_snapshot::Mount::Tmpfs { size: None, mode: 0o755 },
+        };
+        let mut spec = self.process(&request, root).await?;
+        let executor = &self.parts.executor;
+        let ended = match first {
+            Some((_, readonly, mounts, shm_size)) => {
+                spec.id.clone_from(&self.sandbox);
+                spec.root_readonly = readonly;
+                spec.mounts = mounts;
+                spec.shm_size = shm_size;
+                executor.run(spec, io, cancel).await
+            }
+            None => executor.exec(&self.sandbox, spec, io, cancel).await,
+        };
+        ended.map_err(|error| match error {
+            ExecError::Canceled => EngineError::canceled(),
+            error => {
+                let code = error.exit_code();
+                let mut failed = EngineError::new(error.class(), crate::error::chain(&error));
+                failed.exit_code = code;
+                failed
+            }
+        })
+    }
+
+    async fn process(&self, request: &ProcessRequest, root: kiln_snapshot::Mount) -> Result<ProcessSpec, EngineError> {
+        let meta = &request.meta;
+        let mut spec = ProcessSpec::new(rand_id(), root, meta.args.clone());
+        spec.env = environment(meta);
+        for wanted in &request.secret_env {
+            match session::secret(&self.parts, &self.cx, &wanted.id).await? {
+                Some(value) => {
+                    let text = String::from_utf8_lossy(value.expose()).into_owned();
+                    spec.env.push((wanted.name.clone(), text));
+                }
+                None if wanted.optional => {}
+                None => return Err(EngineError::user(format!("secret {}: not found", wanted.id))),
+            }
+        }
+        if !meta.cwd.is_empty() {
+            spec.cwd.clone_from(&meta.cwd);
+        }
+        spec.user.clone_from(&meta.user);
+        spec.hostname = (!self.spec.hostname.is_empty()).then(|| self.spec.hostname.clone());
+        spec.extra_hosts = extra_hosts(&self.spec.extra_hosts)?;
+        spec.network = match self.spec.network {
+            NetMode::Host => NetworkMode::Host,
+            NetMode::None => NetworkMode::None,
+            _ => NetworkMode::Auto,
+        };
+        spec.security = match request.security {
+            LlbSecurity::Insecure => SecurityMode::Insecure,
+            _ => SecurityMode::Sandbox,
+        };
+        spec.resolv_conf.clone_from(&self.parts.steps.resolv_conf);
+        spec.cgroup_parent.clone_from(&self.parts.steps.cgroup_parent);
+        spec.tty = request.tty.then_some(TTY);
+        Ok(spec)
+    }
+
+    /// Returns the layers that a mount shows when nothing can have written to it.
+    ///
+    /// # Errors
+    /// There is no such mount, or it is written to.
+    pub fn readable(&self, mount: usize) -> Result<ImmutableRef, EngineError> {
+        let wanted = self.spec.mounts.get(mount);
+        let wanted = wanted.ok_or_else(|| EngineError::user(format!("the container has no mount {mount}")))?;
+        if wanted.kind != MountKind::Bind || !wanted.readonly {
+            let text = format!("files of mount {} cannot be read: processes may write to it", wanted.dest);
+            return Err(EngineError::new(ErrorClass::UserInput, text)
+                .with_hint("run a process in the container that prints the file"));
+        }
+        Ok(self.bases.get(mount).cloned().flatten().unwrap_or_else(|| self.parts.store.scratch()))
+    }
+
+    /// Reads a file of a mount that is read-only.
+    ///
+    /// # Errors
+    /// As [`Container::readable`]; there is no such file.
+    pub async fn read_file(
+        &self,
+        mount: usize,
+        path: &str,
+        range: Option<inspect::Range>,
+    ) -> Result<Vec<u8>, EngineError> {
+        inspect::read_file(&self.parts, &self.readable(mount)?, path, range).await
+    }
+}
