@@ -52,7 +52,7 @@ pub fn to_wire(attested: &FrontendAttestation) -> pb::Attestation {
             AttestationKind::Predicate => pb::AttestationKind::InToto as i32,
             AttestationKind::Bundle => pb::AttestationKind::Bundle as i32,
         },
-        metadata: attested.metadata.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect(),
+        metadata: attested.metadata.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         r#ref: attested.reference.as_ref().map(|r| crate::bridge::wire_ref(Some(r))),
         path: attested.path.clone(),
         in_toto_predicate_type: attested.predicate_type.clone(),

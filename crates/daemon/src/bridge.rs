@@ -8,7 +8,7 @@ use kiln_engine::container::ContainerSpec;
 use kiln_engine::source::lookup::{ImageQuery, image_config};
 use kiln_engine::{Bridge, CacheSpec, Engine, FrontendRequest, FrontendResult, Ref, ResultRefs, inspect};
 use kiln_llb::caps;
-use kiln_llb::op::{HostIp, NetMode};
+use kiln_llb::op::{HostIp, NetMode, SourceOp};
 use kiln_session::errdetail;
 use kiln_session::proto::control::apicaps::ApiCap;
 use kiln_session::proto::fs::Stat;
@@ -134,6 +134,12 @@ fn api_caps(names: impl IntoIterator<Item = &'static str>) -> Vec<ApiCap> {
     names.into_iter().map(|id| ApiCap { id: id.to_owned(), enabled: true, ..ApiCap::default() }).collect()
 }
 
+fn policies(
+    messages: Vec<kiln_session::proto::policy::Policy>,
+) -> Result<Vec<kiln_engine::policy::SourcePolicy>, Status> {
+    messages.into_iter().map(convert::source_policy).collect()
+}
+
 fn range(range: pb::FileRange) -> inspect::Range {
     inspect::Range {
         offset: u64::try_from(range.offset).unwrap_or(0),
@@ -162,18 +168,20 @@ impl LlbBridge for BridgeService {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let layout = (request.resolver_type == 1).then_some((request.session_id, request.store_id));
-        let query = ImageQuery {
-            name: &request.r#ref,
-            platform: convert::platform(request.platform),
-            layout,
-            pull: request.resolve_mode == "pull",
-            log_name: &request.log_name,
-        };
+        bridge.build().policies.add(policies(request.source_policies)?);
+        let platform = convert::platform(request.platform);
+        let scheme = if layout.is_some() { "oci-layout" } else { "docker-image" };
+        let identifier = format!("{scheme}://{}", request.r#ref);
+        let source = SourceOp { identifier, attrs: BTreeMap::new() };
+        let source = bridge.policed_source(source, platform.clone()).await.map_err(|e| convert::status(&e))?;
+        let name = source.split().map_or(request.r#ref.as_str(), |(_, name)| name);
+        let query =
+            ImageQuery { name, platform, layout, pull: request.resolve_mode == "pull", log_name: &request.log_name };
         let resolved = image_config(&bridge, query).await.map_err(|e| convert::status(&e))?;
         Ok(Response::new(pb::ResolveImageConfigResponse {
             digest: resolved.root.to_string(),
             config: resolved.config_json,
-            r#ref: request.r#ref,
+            r#ref: name.to_owned(),
         }))
     }
 
@@ -185,6 +193,10 @@ impl LlbBridge for BridgeService {
         let request = request.into_inner();
         let source = request.source.ok_or_else(|| Status::invalid_argument("no source"))?;
         let platform = convert::platform(request.platform);
+        bridge.build().policies.add(policies(request.source_policies)?);
+        let source = SourceOp { identifier: source.identifier, attrs: source.attrs };
+        let source = bridge.policed_source(source, platform.clone()).await.map_err(|e| convert::status(&e))?;
+        let source = kiln_llb::pb::SourceOp { identifier: source.identifier, attrs: source.attrs };
         let attr = |key: &str| source.attrs.get(key).cloned().unwrap_or_default();
         let (name, layout) = match source.identifier.split_once("://") {
             Some(("docker-image", name)) => (name, None),
@@ -222,6 +234,7 @@ impl LlbBridge for BridgeService {
                 .into_iter()
                 .map(|e| CacheSpec { kind: e.r#type, attrs: e.attrs })
                 .collect(),
+            policies: request.source_policies.into_iter().map(convert::source_policy).collect::<Result<_, Status>>()?,
             evaluate: request.evaluate,
         };
         let result = bridge.solve(request).await.map_err(|e| convert::status(&e))?;
@@ -294,12 +307,8 @@ impl LlbBridge for BridgeService {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let mounts = request.mounts.into_iter().map(kiln_llb::gateway_mount).collect::<Result<_, _>>();
-        let network = match kiln_llb::pb::NetMode::try_from(request.network) {
-            Ok(kiln_llb::pb::NetMode::Unset) => NetMode::Unset,
-            Ok(kiln_llb::pb::NetMode::Host) => NetMode::Host,
-            Ok(kiln_llb::pb::NetMode::None) => NetMode::None,
-            Err(_) => return Err(Status::invalid_argument("unknown network mode")),
-        };
+        let network = NetMode::try_from(request.network);
+        let network = network.map_err(|_| Status::invalid_argument("unknown network mode"))?;
         let host = |h: kiln_llb::pb::HostIp| HostIp { host: h.host, ip: h.ip };
         let spec = ContainerSpec {
             mounts: mounts.map_err(Status::invalid_argument)?,

@@ -111,7 +111,7 @@ impl Control for ControlService {
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
-        let request = convert::solve_request(request.into_inner());
+        let request = convert::solve_request(request.into_inner())?;
         // Dropping this future, as the server does when the connection is lost, cancels the build.
         match self.engine.solve(request).await {
             Ok(response) => Ok(Response::new(SolveResponse { exporter_response: response.exporter })),

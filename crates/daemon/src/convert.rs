@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use kiln_engine::policy::{Action, Condition, Constraint, MatchKind, Rule, SourcePolicy, Updates};
 use kiln_engine::{CacheSpec, EngineError, ExporterSpec, SolveRequest};
 use kiln_llb::{Definition, pb};
 use kiln_oci::Platform;
 use kiln_session::errdetail::{self, Detail};
-use kiln_session::proto::control;
+use kiln_session::proto::{control, policy};
 use kiln_stdx::ErrorClass;
 use tonic::{Code, Status};
 
@@ -22,8 +23,12 @@ pub fn status(error: &EngineError) -> Status {
     if let Some(location) = &error.source_location {
         details.push(Detail::Source { info: location.info.clone(), ranges: location.ranges.clone() });
     }
-    for place in &error.further_locations {
+    for place in error.further().map_or(&[][..], |further| &further.locations) {
         details.push(Detail::Source { info: place.info.clone(), ranges: place.ranges.clone() });
+    }
+    let denials = error.further().map_or(&[][..], |further| &further.denials);
+    if !denials.is_empty() {
+        details.push(Detail::Denied { messages: denials.to_vec() });
     }
     if let Some(vertex) = &error.vertex {
         details.push(Detail::Vertex { digest: vertex.to_string() });
@@ -50,7 +55,7 @@ pub fn error(status: &Status) -> EngineError {
                 let place = kiln_engine::error::Location { info, ranges };
                 match &error.source_location {
                     None => error.source_location = Some(Box::new(place)),
-                    Some(_) => error.further_locations.push(place),
+                    Some(_) => error.further_mut().locations.push(place),
                 }
             }
             Detail::Vertex { digest } => error.vertex = digest.parse().ok(),
@@ -85,8 +90,47 @@ pub fn platform(message: Option<pb::Platform>) -> Option<Platform> {
     })
 }
 
+/// Returns a policy from the wire.
+///
+/// # Errors
+/// A rule without selector.
+pub fn source_policy(message: policy::Policy) -> Result<SourcePolicy, Status> {
+    let rules = message.rules.into_iter().map(|rule| {
+        let selector = rule.selector.ok_or_else(|| Status::invalid_argument("invalid nil selector in policy"))?;
+        let bad = |what: &str| Status::invalid_argument(format!("source policy: unknown {what}"));
+        let constraint = |c: policy::AttrConstraint| {
+            let condition = match policy::AttrMatch::try_from(c.condition).map_err(|_| bad("attr condition"))? {
+                policy::AttrMatch::Equal => Condition::Equal,
+                policy::AttrMatch::Notequal => Condition::NotEqual,
+                policy::AttrMatch::Matches => Condition::Matches,
+            };
+            Ok(Constraint { key: c.key, value: c.value, condition })
+        };
+        Ok(Rule {
+            action: match policy::PolicyAction::try_from(rule.action) {
+                Ok(policy::PolicyAction::Allow) => Action::Allow,
+                Ok(policy::PolicyAction::Deny) => Action::Deny,
+                Ok(policy::PolicyAction::Convert) => Action::Convert,
+                Err(_) => Action::Unknown(rule.action),
+            },
+            identifier: selector.identifier,
+            kind: match policy::MatchType::try_from(selector.match_type).map_err(|_| bad("match type"))? {
+                policy::MatchType::Wildcard => MatchKind::Wildcard,
+                policy::MatchType::Exact => MatchKind::Exact,
+                policy::MatchType::Regex => MatchKind::Regex,
+            },
+            constraints: selector.constraints.into_iter().map(constraint).collect::<Result<_, Status>>()?,
+            updates: rule.updates.map(|u| Updates { identifier: u.identifier, attrs: u.attrs }),
+        })
+    });
+    Ok(SourcePolicy { rules: rules.collect::<Result<_, Status>>()? })
+}
+
 /// Returns the build that a client asks for.
-pub fn solve_request(request: control::SolveRequest) -> SolveRequest {
+///
+/// # Errors
+/// A policy that cannot be understood.
+pub fn solve_request(request: control::SolveRequest) -> Result<SolveRequest, Status> {
     let mut exporters: Vec<ExporterSpec> = request
         .exporters
         .into_iter()
@@ -106,7 +150,9 @@ pub fn solve_request(request: control::SolveRequest) -> SolveRequest {
         kind: "registry".to_owned(),
         attrs: BTreeMap::from([("ref".to_owned(), reference)]),
     }));
-    SolveRequest {
+    Ok(SolveRequest {
+        policies: request.source_policy.map(source_policy).transpose()?.into_iter().collect(),
+        policy_session: request.source_policy_session,
         reference: request.r#ref,
         session: request.session,
         frontend: request.frontend,
@@ -118,5 +164,5 @@ pub fn solve_request(request: control::SolveRequest) -> SolveRequest {
         cache_exports: specs(cache.exports),
         entitlements: request.entitlements,
         internal: request.internal,
-    }
+    })
 }

@@ -219,7 +219,7 @@ impl ConfigFile {
     /// What is wrong with the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string().trim().to_owned())?;
-        for name in table.keys().filter(|name| !KNOWN.contains(&name.as_str())) {
+        if let Some(name) = table.keys().find(|name| !KNOWN.contains(&name.as_str())) {
             let near = nearest(name, KNOWN.iter().copied()).map(|n| format!(", did you mean `{n}`?"));
             return Err(format!("unknown setting `{name}`{}", near.unwrap_or_default()));
         }

@@ -68,11 +68,12 @@ pub async fn serve(bridge: Bridge, mut incoming: Streaming<pb::ExecMessage>, out
                 let _ = outgoing.send(Err(Status::invalid_argument(format!("process {id} runs already")))).await;
                 return;
             }
-            Some(input) => match processes.get_mut(&id) {
-                Some(process) => process.take(input).await,
-                // It has ended meanwhile, which the client is being told.
-                None => {}
-            },
+            Some(input) => {
+                // One that has ended meanwhile needs no input any more; the client is being told.
+                if let Some(process) = processes.get_mut(&id) {
+                    process.take(input).await;
+                }
+            }
             None => {}
         }
     }
@@ -207,7 +208,7 @@ async fn run(
 
 async fn pump(process_id: String, fd: u32, mut pieces: Receiver<Bytes>, outgoing: Outgoing) {
     let say = |data: Bytes, eof: bool| {
-        let input = Some(Input::File(pb::FdMessage { fd, eof, data: data.to_vec().into() }));
+        let input = Some(Input::File(pb::FdMessage { fd, eof, data: data.to_vec() }));
         outgoing.send(Ok(pb::ExecMessage { process_id: process_id.clone(), input }))
     };
     while let Some(piece) = pieces.recv().await {
@@ -220,11 +221,8 @@ async fn pump(process_id: String, fd: u32, mut pieces: Receiver<Bytes>, outgoing
 
 fn request(init: &pb::InitMessage) -> Result<ProcessRequest, EngineError> {
     let meta = init.meta.clone().unwrap_or_default();
-    let security = match llb::SecurityMode::try_from(init.security) {
-        Ok(llb::SecurityMode::Sandbox) => SecurityMode::Sandbox,
-        Ok(llb::SecurityMode::Insecure) => SecurityMode::Insecure,
-        Err(_) => return Err(EngineError::user(format!("invalid security mode {}", init.security))),
-    };
+    let security = SecurityMode::try_from(init.security)
+        .map_err(|_| EngineError::user(format!("invalid security mode {}", init.security)))?;
     let secret = |s: &llb::SecretEnv| SecretEnv { id: s.id.clone(), name: s.name.clone(), optional: s.optional };
     Ok(ProcessRequest {
         meta: ExecMeta::try_from(meta).map_err(EngineError::user)?,

@@ -62,7 +62,7 @@ struct Subject {
 /// A file that is missing, or no statement.
 pub async fn read(bridge: &Bridge, attested: &FrontendAttestation) -> Result<Vec<Attestation>, EngineError> {
     let layers = match &attested.reference {
-        Some(reference) => bridge.evaluate(reference).await?,
+        Some(reference) => bridge.files(reference).await?,
         None => bridge.parts().store.scratch(),
     };
     let inline_only = attested.metadata.get("inline-only").is_some_and(|v| v == b"true");

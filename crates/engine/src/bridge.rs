@@ -142,6 +142,7 @@ impl Bridge {
     /// A definition that is not valid or not allowed; with `evaluate`, also whatever building it fails with.
     pub async fn solve(&self, request: FrontendRequest) -> Result<FrontendResult, EngineError> {
         let evaluate = request.evaluate;
+        self.0.build.policies.add(request.policies.clone());
         for import in &request.cache_imports {
             crate::cache::import(self, import).await?;
         }
@@ -170,6 +171,7 @@ impl Bridge {
             return Ok(None);
         }
         let graph = Graph::load(&definition, &kiln_llb::LoadOptions::default())?;
+        let graph = Box::pin(self.policed(graph)).await?;
         self.0.build.announce(&graph);
         let slots = self.0.slots.lock().clone();
         let vertices = load::vertices(&self.0.parts, &graph, &self.0.build, slots.as_deref())?;
@@ -224,7 +226,10 @@ impl Bridge {
         {
             let mut places = self.0.build.locations(&vertex).into_iter();
             error.source_location = places.next().map(Box::new);
-            error.further_locations = places.collect();
+            let rest: Vec<_> = places.collect();
+            if !rest.is_empty() {
+                error.further_mut().locations = rest;
+            }
         }
         error
     }

@@ -17,6 +17,7 @@ use tempfile::TempPath;
 
 use crate::error::Location;
 use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
+use crate::policy::Policies;
 use crate::source::git::GitPin;
 use crate::source::resolve::ResolvedImage;
 
@@ -49,6 +50,8 @@ pub struct BuildContext {
     pub images: Mutex<HashMap<(String, Platform), ResolvedImage>>,
     /// Git references that were looked up, by address and name.
     pub git: Mutex<HashMap<String, GitPin>>,
+    /// Which sources the build may use.
+    pub policies: Policies,
     /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
     pub near: Mutex<HashMap<String, String>>,
     /// A file with certificate authorities that steps shall trust.
@@ -68,12 +71,20 @@ impl BuildContext {
             counters: Counters::default(),
             images: Mutex::default(),
             git: Mutex::default(),
+            policies: Policies::default(),
             near: Mutex::default(),
             ca_bundle: OnceLock::new(),
             vertices: Mutex::new(HashMap::new()),
             misses: Mutex::new(HashMap::new()),
             sources: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Adds what sources the build may use.
+    #[must_use]
+    pub fn with_policies(mut self, policies: Policies) -> Self {
+        self.policies = policies;
+        self
     }
 
     /// Makes the names of a graph's vertices known, so that their events can be shown.

@@ -117,7 +117,7 @@ impl Bridge {
                     let reference =
                         self.reference(id).ok_or_else(|| EngineError::user(format!("no such ref: {id}")))?;
                     mount.input = Some(inputs.len());
-                    let layers = self.evaluate(&reference).await?;
+                    let layers = self.files(&reference).await?;
                     inputs.push(layers.clone());
                     Some(layers)
                 }

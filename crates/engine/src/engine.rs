@@ -19,6 +19,7 @@ use crate::events::{EventLog, EventReader};
 use crate::history::{History, Record};
 use crate::keystore::StoreKeys;
 use crate::parts::Parts;
+use crate::policy::Policies;
 use crate::request::{FrontendRequest, SolveRequest, SolveResponse};
 
 /// Frontend attribute of kiln's own client: the secret that holds certificate authorities for steps.
@@ -140,6 +141,7 @@ impl Engine {
                 attrs: request.frontend_attrs.clone(),
                 inputs: request.frontend_inputs.clone(),
                 cache_imports: Vec::new(),
+                policies: Vec::new(),
                 evaluate: false,
             };
             bridge.solve(frontend).await?
@@ -290,7 +292,9 @@ impl OpenBuild {
             entitlements: request.entitlements.clone(),
             shm_size: None,
         };
-        let build = Arc::new(BuildContext::new(request.reference.clone(), settings, log.clone()));
+        let policies = Policies::new(request.policies.clone(), request.policy_session.clone());
+        let build = BuildContext::new(request.reference.clone(), settings, log.clone()).with_policies(policies);
+        let build = Arc::new(build);
         let cancel = tokio_util::sync::CancellationToken::new();
         let running = Running { log, gateway: None, cancel: cancel.clone() };
         {

@@ -14,12 +14,21 @@ pub struct EngineError {
     pub vertex: Option<Digest>,
     /// Where it was written.
     pub source_location: Option<Box<Location>>,
-    /// Where else, from the innermost place outwards.
-    pub further_locations: Vec<Location>,
+    /// What few errors have.
+    further: Option<Box<Further>>,
     /// What to do about it.
     pub hint: Option<String>,
     /// Exit code of the step that failed.
     pub exit_code: Option<i32>,
+}
+
+/// What few errors have.
+#[derive(Debug, Clone, Default)]
+pub struct Further {
+    /// Where else it was written, from the innermost place outwards.
+    pub locations: Vec<Location>,
+    /// Why a client's policy denied a source.
+    pub denials: Vec<String>,
 }
 
 /// A place in a source file that a client can show.
@@ -37,7 +46,7 @@ impl EngineError {
             class,
             vertex: None,
             source_location: None,
-            further_locations: Vec::new(),
+            further: None,
             hint: None,
             exit_code: None,
         }
@@ -58,6 +67,16 @@ impl EngineError {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Returns what few errors have.
+    pub fn further(&self) -> Option<&Further> {
+        self.further.as_deref()
+    }
+
+    /// As [`EngineError::further`], to add to it.
+    pub fn further_mut(&mut self) -> &mut Further {
+        self.further.get_or_insert_default()
     }
 
     /// Returns who has to act.

@@ -209,7 +209,6 @@ async fn source(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult
                     id: named.id,
                     reference,
                     inline_cache,
-                    ..PlatformResult::default()
                 });
             }
         }

@@ -22,6 +22,7 @@ pub mod load;
 pub mod ops;
 pub mod parts;
 pub mod paths;
+pub mod policy;
 pub mod remote;
 pub mod request;
 pub mod session;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use kiln_llb::Definition;
 
+use crate::policy::SourcePolicy;
+
 /// One build.
 #[derive(Debug, Clone, Default)]
 pub struct SolveRequest {
@@ -21,6 +23,10 @@ pub struct SolveRequest {
     pub cache_exports: Vec<CacheSpec>,
     /// What the client allows steps to do: `network.host`, `security.insecure`.
     pub entitlements: Vec<String>,
+    /// Rules over sources.
+    pub policies: Vec<SourcePolicy>,
+    /// The session of a client that decides over sources; empty for none.
+    pub policy_session: String,
     /// Not shown in history.
     pub internal: bool,
 }
@@ -65,6 +71,8 @@ pub struct FrontendRequest {
     pub attrs: BTreeMap<String, String>,
     pub inputs: BTreeMap<String, Definition>,
     pub cache_imports: Vec<CacheSpec>,
+    /// Rules over sources, beside those of the build.
+    pub policies: Vec<SourcePolicy>,
     /// Build at once instead of when the result is used.
     pub evaluate: bool,
 }

@@ -19,7 +19,7 @@ pub fn platforms(wanted: &str, result: &FrontendResult, given: &[Platform]) -> O
     let mut problems = Vec::new();
     for text in wanted.split(',') {
         match Platform::parse(text.trim()) {
-            Ok(platform) if !asked.insert(platform.normalize().to_string()) => {
+            Ok(platform) if !asked.insert(platform.clone().normalize().to_string()) => {
                 problems.push(format!("Duplicate platform result requested {text:?}"));
             }
             Ok(_) => {}

@@ -24,7 +24,7 @@ pub enum ExportError {
     #[error("{0}")]
     Unsupported(String),
     /// The frontend gave an image config that no image can have.
-    #[error("invalid image config for export: {0}")]
+    #[error("invalid image config: {0}")]
     Config(String),
     /// A document could not be written or read.
     #[error(transparent)]

@@ -12,6 +12,9 @@ use crate::proto::google::rpc;
 
 const URL_PREFIX: &str = "github.com/moby/buildkit/";
 
+/// Number of the action in a policy's decision.
+const DENY: i32 = 1;
+
 /// One detail.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Detail {
@@ -27,6 +30,8 @@ pub enum Detail {
     Subrequest { name: String },
     /// A feature that the wanted compatibility version lacks.
     CompatibilityFeature { version: i64, feature: String },
+    /// Why a policy denied a source.
+    Denied { messages: Vec<String> },
     /// Results that stay alive so that the failed step can be looked at.
     Solve { input_ids: Vec<String>, mount_ids: Vec<String>, subject: Option<Subject> },
 }
@@ -205,6 +210,10 @@ impl Detail {
                 let json = FeatureJson { version: *version, feature: feature.clone() };
                 ("CompatibilityFeature", serde_json::to_vec(&json))
             }
+            Self::Denied { messages } => {
+                let list: Vec<_> = messages.iter().map(|m| serde_json::json!({ "message": m })).collect();
+                ("DecisionResponse", serde_json::to_vec(&serde_json::json!({ "action": DENY, "denyMessages": list })))
+            }
             Self::Solve { input_ids, mount_ids, subject } => {
                 let (file, cache) = match subject {
                     Some(Subject::File(i)) => (Some(IndexJson::new(*i)), None),
@@ -216,7 +225,8 @@ impl Detail {
             }
         };
         // These types cannot fail to encode.
-        value.ok().map(|value| prost_types::Any { type_url: format!("{URL_PREFIX}errdefs.{name}+json"), value })
+        let place = if matches!(self, Self::Denied { .. }) { "policysession" } else { "errdefs" };
+        value.ok().map(|value| prost_types::Any { type_url: format!("{URL_PREFIX}{place}.{name}+json"), value })
     }
 
     fn decode(any: &prost_types::Any) -> Option<Self> {

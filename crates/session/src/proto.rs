@@ -106,6 +106,7 @@ pub use kiln::v1 as kiln_v1;
 pub use moby::buildkit::secrets::v1 as secrets;
 pub use moby::buildkit::v1 as control;
 pub use moby::buildkit::v1::frontend as gateway;
+pub use moby::buildkit::v1::sourcepolicy as policy;
 pub use moby::buildkit::v1::sourcepolicy::policysession;
 pub use moby::exporter::v1 as exporter;
 pub use moby::filesync::v1 as filesync;

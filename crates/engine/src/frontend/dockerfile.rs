@@ -241,8 +241,9 @@ async fn answer(
 ) -> Result<(), EngineError> {
     match wanted {
         Wanted::Image(image) => {
+            let reference = policed_name(bridge, image).await?;
             let query = lookup::ImageQuery {
-                name: &image.reference,
+                name: &reference,
                 platform: Some(image.platform.clone()),
                 layout: image.layout.clone(),
                 pull: image.resolve_mode == ResolveMode::Pull,
@@ -287,6 +288,15 @@ async fn answer(
         }
     }
     Ok(())
+}
+
+/// Returns the name of the image that the build's policies want in place of one.
+async fn policed_name(bridge: &Bridge, image: &kiln_dockerfile::WantedImage) -> Result<String, EngineError> {
+    let scheme = if image.layout.is_some() { "oci-layout://" } else { "docker-image://" };
+    let identifier = format!("{scheme}{}", image.reference);
+    let source = kiln_llb::op::SourceOp { identifier, attrs: std::collections::BTreeMap::new() };
+    let source = bridge.policed_source(source, Some(image.platform.clone())).await?;
+    Ok(source.identifier.strip_prefix(scheme).unwrap_or(&image.reference).to_owned())
 }
 
 fn info(source: &SourceFile) -> pb::SourceInfo {

@@ -18,6 +18,7 @@ use reqwest::header::{
 use reqwest::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::http_date::http_date;
 use crate::error::EngineError;
 use crate::parts::Parts;
 use crate::session;
@@ -52,8 +53,8 @@ pub struct Fetched {
     /// Of the content as it is in the store.
     pub digest: Digest,
     pub filename: String,
-    /// As the server said it, when it can be understood.
-    pub last_modified: Option<String>,
+    /// As the server said it, when it can be understood; seconds since 1970.
+    pub last_modified: Option<i64>,
     #[serde(default)]
     etag: Option<String>,
 }
@@ -148,7 +149,7 @@ pub async fn fetch(
     let mut fetched = Fetched {
         digest: Digest::of(""),
         filename: file_name(source.filename.as_deref(), Some(response.headers()), &source.url),
-        last_modified: text(response.headers(), LAST_MODIFIED).filter(|t| http_date(t).is_some()),
+        last_modified: text(response.headers(), LAST_MODIFIED).and_then(|t| http_date(&t)),
         etag: etag(response.headers()),
     };
     fetched.digest = store(parts, source, response, progress).await?;
@@ -255,7 +256,9 @@ async fn login(sessions: &[Arc<Session>], source: &HttpSource) -> Result<Option<
     {
         return Ok(Some(trimmed(&value, "")));
     }
+    // The port does not matter to whoever named the secret.
     let host = source.host();
+    let host = host.rsplit_once(':').map_or(host, |(name, _)| name);
     if let Some(value) = session::secret_of(sessions, &format!("{HOST_HEADER}{host}")).await? {
         return Ok(Some(trimmed(&value, "")));
     }
@@ -345,41 +348,9 @@ fn safe(name: &str) -> String {
     }
 }
 
-/// Parses the usual form of an HTTP date (RFC 9110 section 5.6.7) to seconds since 1970.
-pub fn http_date(text: &str) -> Option<i64> {
-    let mut words = text.split([' ', ',', ':']).filter(|w| !w.is_empty()).skip(1);
-    let day: i64 = words.next()?.parse().ok()?;
-    let month = words.next()?;
-    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month = i64::try_from(months.iter().position(|m| *m == month)?).ok()? + 1;
-    let year: i64 = words.next()?.parse().ok()?;
-    if !(0..=9999).contains(&year) || !(1..=31).contains(&day) {
-        return None;
-    }
-    let mut clock = [0i64; 3];
-    for part in &mut clock {
-        *part = words.next()?.parse().ok().filter(|n| (0..=60).contains(n))?;
-    }
-    // Days from the civil calendar, counting years from March.
-    let y = if month <= 2 { year - 1 } else { year };
-    let era = y.div_euclid(400);
-    let of_era = y - era * 400;
-    let of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
-    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
-    Some(days * 86_400 + clock[0] * 3600 + clock[1] * 60 + clock[2])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:10 GMT"), Some(10));
-        assert_eq!(http_date("Tue, 29 Feb 2000 12:00:00 GMT"), Some(951_825_600));
-        assert_eq!(http_date("yesterday"), None);
-        assert_eq!(http_date("Thu, 01 Jan 99999999999999 00:00:10 GMT"), None);
-    }
 
     #[test]
     fn names() {

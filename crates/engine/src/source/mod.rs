@@ -2,6 +2,7 @@
 
 pub mod git;
 pub mod http;
+pub mod http_date;
 pub mod images;
 pub mod layout;
 pub mod lazy;

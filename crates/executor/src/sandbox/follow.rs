@@ -16,13 +16,16 @@ use crate::{Control, ExecError, Usage};
 /// How long a sandbox that was killed may take to be gone; only a process stuck in the kernel takes longer.
 const DEATH: Duration = Duration::from_secs(10);
 
+/// What is done with the descriptor of a process that has become its command.
+type OnStart = Box<dyn FnOnce(&OwnedFd) + Send + Sync>;
+
 /// The engine's end of a step's socket. Dropping it kills the sandbox.
 pub(super) struct Follower {
     socket: AsyncFd<OwnedFd>,
     pidfd: Option<OwnedFd>,
     terminal: Option<oneshot::Sender<OwnedFd>>,
     master: Option<OwnedFd>,
-    started: Option<Box<dyn FnOnce(&OwnedFd) + Send + Sync>>,
+    started: Option<OnStart>,
 }
 
 impl Follower {

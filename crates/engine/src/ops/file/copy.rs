@@ -117,7 +117,8 @@ impl<'a> CopyRun<'a> {
         let clean = clean_relative(dest);
         let resolved = builder.resolve(clean.as_bytes(), true)?.path;
         let there = builder.lookup(&resolved).map(Entry::is_dir);
-        let contents = is_dir && self.copy.dir_contents_only;
+        // The top of a source has no name under which it could be put anywhere.
+        let contents = is_dir && (self.copy.dir_contents_only || source.is_empty());
         let into = !contents && (named_dir || there == Some(true) || resolved.is_empty());
         let target = if into {
             let name = base(std::str::from_utf8(source).unwrap_or_default()).as_bytes();

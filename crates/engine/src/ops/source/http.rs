@@ -21,7 +21,8 @@ use tokio::sync::OnceCell;
 use crate::build::Progress;
 use crate::error::EngineError;
 use crate::parts::Parts;
-use crate::source::http::{Fetched, HttpSource, fetch, http_date};
+use crate::source::http::{Fetched, HttpSource, fetch};
+use crate::source::http_date::format_http_date;
 use crate::{keys, layers, session};
 
 /// The host name that stands for the client's own uploads.
@@ -78,12 +79,12 @@ impl Http {
     }
 
     /// Returns digest, name and time, of the server only where they are not given.
-    async fn known(&self, cx: &OpContext) -> Result<(Digest, String, Option<String>), EngineError> {
+    async fn known(&self, cx: &OpContext) -> Result<(Digest, String, Option<i64>), EngineError> {
         if let Some(digest) = self.source.checksum {
             return Ok((digest, self.source.plain_name(), None));
         }
         let fetched = self.fetched(cx).await?;
-        Ok((fetched.digest, fetched.filename.clone(), fetched.last_modified.clone()))
+        Ok((fetched.digest, fetched.filename.clone(), fetched.last_modified))
     }
 }
 
@@ -99,7 +100,7 @@ struct Key<'a> {
     gid: u32,
     checksum: Digest,
     #[serde(skip_serializing_if = "Option::is_none")]
-    last_mod_time: Option<&'a str>,
+    last_mod_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     auth_header_secret: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -130,7 +131,7 @@ impl Op<ImmutableRef> for Http {
             uid: source.uid,
             gid: source.gid,
             checksum,
-            last_mod_time: last_modified.as_deref(),
+            last_mod_time: last_modified.map(format_http_date),
             auth_header_secret: source.auth_secret.as_deref(),
             header: source.headers.iter().map(|(n, value)| Header { name: canonical(n), value }).collect(),
         };
@@ -147,7 +148,7 @@ impl Op<ImmutableRef> for Http {
             None => fetched.filename.clone(),
         };
         let digest = fetched.digest;
-        let time = fetched.last_modified.as_deref().and_then(http_date).unwrap_or(0);
+        let time = fetched.last_modified.unwrap_or(0);
         let store = self.parts.store.clone();
         let (mode, uid, gid) = (self.source.mode.unwrap_or(MODE), self.source.uid, self.source.gid);
         let description = format!("http url {}", self.source.url);

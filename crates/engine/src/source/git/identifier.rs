@@ -109,6 +109,19 @@ impl GitSource {
         Ok(())
     }
 
+    /// Returns the identifier in the one form that policies are written for.
+    pub fn identifier(&self) -> String {
+        let place = GitUrl::parse(&self.remote).map_or_else(|_| self.remote.clone(), |url| url.host_and_path());
+        let mut text = format!("git://{place}");
+        if !self.git_ref.is_empty() || !self.subdir.is_empty() {
+            text.push_str(&format!("#{}", self.git_ref));
+        }
+        if !self.subdir.is_empty() {
+            text.push_str(&format!(":{}", self.subdir));
+        }
+        text
+    }
+
     /// Returns the address for messages, without credentials.
     pub fn shown(&self) -> String {
         redact(&self.remote)
