@@ -131,6 +131,10 @@ pub fn source_policy(message: policy::Policy) -> Result<SourcePolicy, Status> {
 /// # Errors
 /// A policy that cannot be understood.
 pub fn solve_request(request: control::SolveRequest) -> Result<SolveRequest, Status> {
+    if request.proxy_network {
+        // Building without the guard that was asked for would be worse than not building.
+        return Err(Status::unimplemented("the proxy network is not supported by this engine"));
+    }
     let mut exporters: Vec<ExporterSpec> = request
         .exporters
         .into_iter()

@@ -65,7 +65,7 @@ pub async fn digest(
                         kiln_store::StoreError::NotFound(path) if reference.is_scratch() => {
                             format!("lstat {path}: no such file or directory")
                         }
-                        _ => format!("failed to calculate checksum of ref {id}: {what}"),
+                        _ => format!("failed to compute cache key: failed to calculate checksum of ref {id}: {what}"),
                     };
                     let mut error = EngineError::new(e.class(), text);
                     error.hint = suggested(&builds, &selector.path).or_else(|| nearest(&reference, &selector.path));

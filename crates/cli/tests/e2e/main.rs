@@ -3,6 +3,7 @@
 mod bad_input;
 mod cache;
 mod copy;
+mod daemon_face;
 mod image;
 mod images;
 mod mounts;
@@ -10,6 +11,7 @@ mod other_tools;
 mod output;
 mod registry;
 mod registry_faults;
+mod sources;
 mod steps;
 
 use kiln_testkit::TestEnv;

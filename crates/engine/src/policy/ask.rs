@@ -56,15 +56,16 @@ impl Bridge {
         if self.build().policies.is_empty() {
             return Ok(graph);
         }
-        let mut changed = HashMap::new();
-        for vertex in graph.vertices() {
-            if let kiln_llb::Op::Source(source) = &vertex.op {
+        // A client may take its time over each; it is asked about all of them at once.
+        let questions = graph.vertices().iter().filter_map(|vertex| {
+            let kiln_llb::Op::Source(source) = &vertex.op else { return None };
+            Some(async move {
                 let new = self.policed_source(source.clone(), vertex.platform.clone()).await?;
-                if new != *source {
-                    changed.insert(vertex.digest, new);
-                }
-            }
-        }
+                Ok::<_, EngineError>((new != *source).then_some((vertex.digest, new)))
+            })
+        });
+        let answers = futures::future::try_join_all(questions).await?;
+        let changed: HashMap<_, _> = answers.into_iter().flatten().collect();
         if changed.is_empty() {
             return Ok(graph);
         }

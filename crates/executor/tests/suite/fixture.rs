@@ -92,6 +92,16 @@ impl Fixture {
         Ok(Ran { exit: exit?, out, err })
     }
 
+    /// Runs a further process in the sandbox of a run.
+    pub async fn exec(&self, inside: &str, spec: ProcessSpec) -> Result<Ran, ExecError> {
+        let (out, read_out) = mpsc::channel(4);
+        let (err, read_err) = mpsc::channel(4);
+        let io = ProcessIo { stdout: Output::Channel(out), stderr: Output::Channel(err), ..ProcessIo::default() };
+        let ran = self.executor.exec(inside, spec, io, CancellationToken::new());
+        let (exit, out, err) = tokio::join!(ran, collect(read_out), collect(read_err));
+        Ok(Ran { exit: exit?, out, err })
+    }
+
     /// Runs a script and returns what it printed; it must succeed.
     pub async fn output(&self, script: &str) -> String {
         self.output_of(self.shell(script)).await

@@ -134,6 +134,35 @@ pub async fn control_sends_signals(f: &Fixture) {
     assert_eq!((exit.code, exit.signal), (137, Some(libc::SIGKILL)));
 }
 
+pub async fn a_second_process_joins_or_is_refused(f: &Fixture) {
+    let (started, running) = tokio::sync::oneshot::channel();
+    let (typed, keys) = tokio::io::duplex(64);
+    let io = ProcessIo { stdin: Stdin::Reader(Box::pin(keys)), started: Some(started), ..ProcessIo::default() };
+    let first = f.shell("echo mine > /tmp/first; cat > /dev/null");
+    let inside = first.id.clone();
+    let talk = async {
+        running.await.unwrap();
+        let joined = f.exec(&inside, f.shell("cat /tmp/first; echo $$; hostname; exit 3")).await;
+        if f.executor.name() == "sandbox" {
+            // It sees the first one's files and processes and is not the first of them.
+            let ran = joined.unwrap();
+            let lines: Vec<&str> = ran.out.lines().collect();
+            assert_eq!((ran.exit.code, lines[0], lines[2]), (3, "mine", "buildkitsandbox"), "{ran:?}");
+            assert_ne!(lines[1], "1");
+            let caps = f.exec(&inside, f.shell("grep CapEff /proc/self/status")).await.unwrap();
+            let own = f.exec(&inside, f.shell("mknod /tmp/node b 7 0")).await.unwrap();
+            assert_ne!(own.exit.code, 0, "devices cannot be made: {}", caps.out);
+        } else {
+            assert!(joined.unwrap_err().to_string().contains("second process"));
+        }
+        drop(typed);
+    };
+    let (exit, ()) = tokio::join!(f.executor.run(first, io, CancellationToken::new()), talk);
+    assert_eq!(exit.unwrap().code, 0);
+    let gone = f.exec(&inside, f.shell("true")).await.unwrap_err();
+    assert!(matches!(gone, ExecError::InvalidSpec(_)), "{gone:?}");
+}
+
 pub async fn a_terminal_is_given_or_refused(f: &Fixture) {
     let (send, control) = mpsc::channel(1);
     let (out, mut read) = mpsc::channel(4);
