@@ -114,6 +114,32 @@ fn a_pull_that_was_killed_goes_on_where_it_was() {
     assert_eq!(ranges.iter().filter(|r| *r == "bytes=1200000-").count(), 1, "{ranges:?}");
 }
 
+#[test]
+fn a_fetch_outlives_the_build_that_began_it() {
+    let (tell, told) = mpsc::channel();
+    let tell = Mutex::new(Some(tell));
+    let registry = FakeRegistry::scripted(move |asked: &Asked, holdings: &mut Holdings| {
+        let digest = asked.path.strip_prefix("/v2/base/blobs/")?;
+        let bytes = holdings.blobs.get(&("base".to_owned(), digest.to_owned()))?;
+        let first = bytes.len() > 1_250_000 && tell.lock().ok()?.take().is_some_and(|tell| tell.send(()).is_ok());
+        first.then(|| Answer::new(200).body(bytes.clone()).ending(End::Stall(600_000)))
+    });
+    let _ = crate::busybox_in!(registry, "base");
+    let env = crate::env();
+    let dockerfile = |step: &str| format!("FROM {}/base\nRUN echo {step} > /step\n", registry.host);
+    env.context(&[("Dockerfile", &dockerfile("one"))]);
+    let mut one = spawn(&env, &["-o", "type=cacheonly"]);
+    told.recv_timeout(PATIENCE).expect("the fetch began");
+    env.context(&[("Dockerfile", &dockerfile("two"))]);
+    let dest = env.out("two.tar");
+    let output = format!("type=oci,dest={}", dest.display());
+    let mut two = spawn(&env, &["-o", &output]);
+    kill(i32::try_from(one.id()).expect("pid"));
+    let _ = one.wait();
+    assert!(two.wait().expect("wait").success());
+    assert_eq!(kiln_testkit::Image::read(&dest).text("step"), "two\n");
+}
+
 /// A small file system of its own.
 struct Disk(PathBuf);
 
