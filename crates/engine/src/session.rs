@@ -41,6 +41,11 @@ pub async fn any_session(parts: &Parts, cx: &OpContext) -> Result<Arc<Session>, 
     Ok(parts.sessions.get(&build.settings.session, limits::SESSION_WAIT).await?)
 }
 
+/// Tells whether a failure is that of a session that ended while another one is open, so that trying again makes sense.
+pub fn lost(used: Option<&Session>, open: &[Arc<Session>]) -> bool {
+    used.is_some_and(Session::is_closed) && !open.is_empty()
+}
+
 /// Returns the value of a secret; none when no client has it.
 ///
 /// # Errors

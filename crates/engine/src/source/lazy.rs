@@ -9,6 +9,8 @@ use std::time::SystemTime;
 
 use futures::{FutureExt, StreamExt};
 use kiln_oci::{Descriptor, Reference};
+use kiln_registry::Repository;
+use kiln_session::Session;
 use kiln_solver::OpContext;
 use kiln_stdx::{Digest, ErrorClass};
 use kiln_store::{Blob, ImmutableRef, Layer};
@@ -149,9 +151,14 @@ async fn fetch(
     if let Some(blob) = parts.store.blob(&descriptor.digest) {
         return Ok(blob);
     }
+    let open = || -> Vec<Arc<Session>> {
+        progress.builds().iter().filter_map(|build| parts.sessions.try_get(&build.settings.session)).collect()
+    };
     let mut failure = None;
-    for locator in locators(progress, layer, &descriptor.digest) {
-        let got = match origin(parts, progress, &locator).await {
+    let mut locators = std::collections::VecDeque::from(locators(progress, layer, &descriptor.digest));
+    while let Some(locator) = locators.pop_front() {
+        let session = open().into_iter().next();
+        let got = match origin(parts, session.clone(), &locator).await {
             Ok(Some(origin)) => transfer(parts, progress, origin.as_ref(), descriptor).await,
             Ok(None) => continue,
             Err(error) => Err(error),
@@ -159,6 +166,8 @@ async fn fetch(
         match got {
             Ok(blob) => return Ok(blob),
             Err(error) if error.class() == ErrorClass::Canceled => return Err(error),
+            // Another build's session takes over from one that ended.
+            Err(_) if crate::session::lost(session.as_deref(), &open()) => locators.push_front(locator),
             Err(error) => failure = failure.or(Some(error)),
         }
     }
@@ -201,18 +210,24 @@ fn locators(progress: &Progress, layer: &Layer, digest: &Digest) -> Vec<String> 
     }
     found.extend(layer.origin());
     let mut seen = std::collections::BTreeSet::new();
-    found.retain(|locator| seen.insert(locator.clone()));
+    found.retain(|locator| seen.insert(place(locator)));
     found
+}
+
+/// Returns what tells places apart: of a registry's names only the repository counts.
+fn place(locator: &str) -> String {
+    match Reference::parse(locator) {
+        Ok(reference) if !locator.contains("://") => Repository::from(&reference).to_string(),
+        _ => locator.to_owned(),
+    }
 }
 
 /// Returns the image of a locator; none where no client offers its layout now.
 async fn origin(
     parts: &Parts,
-    progress: &Progress,
+    session: Option<Arc<Session>>,
     locator: &str,
 ) -> Result<Option<Arc<dyn ImageOrigin>>, EngineError> {
-    let builds = progress.builds();
-    let session = builds.iter().find_map(|build| parts.sessions.try_get(&build.settings.session));
     if let Some(name) = locator.strip_prefix(STORED) {
         let reference = Reference::parse(name).map_err(|e| EngineError::user(e.to_string()))?;
         return Ok(StoredImage::find(parts, &reference).await?.map(|image| image as Arc<dyn ImageOrigin>));
@@ -231,4 +246,21 @@ async fn origin(
 pub fn registry_of(layer: &Layer) -> Option<Reference> {
     let origin = layer.origin()?;
     (!origin.contains("://")).then(|| Reference::parse(&origin).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_and_digests_of_a_repository_are_one_place() {
+        let digest = Digest::of("x");
+        let same = place("r.test/a/b:1");
+        assert_eq!(place(&format!("r.test/a/b@{digest}")), same);
+        assert_eq!(place(&format!("r.test/a/b:2@{digest}")), same);
+        assert_ne!(place("r.test/a/c:1"), same);
+        for other in ["kiln-image://r.test/a/b:1".to_owned(), format!("oci-layout://b@{digest}")] {
+            assert_eq!(place(&other), other);
+        }
+    }
 }

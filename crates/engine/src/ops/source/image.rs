@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use kiln_llb::attr;
 use kiln_llb::op::SourceOp;
 use kiln_oci::{Platform, Reference, chain_ids};
+use kiln_session::Session;
 use kiln_solver::{CacheMap, KeyLife, KeyRecord, Op, OpContext, OpError};
 use kiln_stdx::Digest;
 use kiln_store::{ImmutableRef, Layer, LazyLayer, RecordType};
@@ -83,20 +84,26 @@ impl Image {
         Ok(Self { parts, kind, name, platform, checksum, layer_limit, pull, resolved: OnceCell::new() })
     }
 
-    async fn origin(&self, cx: &OpContext) -> Result<Arc<dyn ImageOrigin>, EngineError> {
+    /// Returns the session to be asked; a registry may do without.
+    async fn session(&self, cx: &OpContext) -> Result<Option<Arc<Session>>, EngineError> {
         match &self.kind {
-            Kind::Registry(reference) => {
-                let session = session::open_sessions(&self.parts, cx).into_iter().next();
-                named(&self.parts, reference, self.pull, session).await
+            Kind::Registry(_) => Ok(session::open_sessions(&self.parts, cx).into_iter().next()),
+            Kind::Layout { session: wanted, .. } => {
+                match wanted.as_ref().and_then(|id| self.parts.sessions.try_get(id)) {
+                    Some(session) => Ok(Some(session)),
+                    None => session::any_session(&self.parts, cx).await.map(Some),
+                }
             }
-            Kind::Layout { layout, session: wanted, digest } => {
-                let named = wanted.as_ref().and_then(|id| self.parts.sessions.try_get(id));
-                let session = match named {
-                    Some(session) => session,
-                    None => session::any_session(&self.parts, cx).await?,
-                };
+        }
+    }
+
+    async fn origin(&self, session: Option<Arc<Session>>) -> Result<Arc<dyn ImageOrigin>, EngineError> {
+        match (&self.kind, session) {
+            (Kind::Registry(reference), session) => named(&self.parts, reference, self.pull, session).await,
+            (Kind::Layout { layout, digest, .. }, Some(session)) => {
                 Ok(LayoutImage::new(&session, self.parts.store.clone(), layout, self.name.clone(), *digest))
             }
+            (Kind::Layout { .. }, None) => Err(EngineError::user("no active sessions")),
         }
     }
 
@@ -109,10 +116,18 @@ impl Image {
             {
                 return Ok(known);
             }
-            let origin = self.origin(cx).await?;
             let progress = Progress::new(cx);
-            let work = resolve(origin.as_ref(), &self.platform, self.checksum);
-            let found = progress.timed(&format!("resolve {}", self.name), work).await?;
+            let found = loop {
+                let session = self.session(cx).await?;
+                let origin = self.origin(session.clone()).await?;
+                let work = resolve(origin.as_ref(), &self.platform, self.checksum);
+                match progress.timed(&format!("resolve {}", self.name), work).await {
+                    Ok(found) => break found,
+                    // Another build's session takes over from one that ended.
+                    Err(_) if session::lost(session.as_deref(), &session::open_sessions(&self.parts, cx)) => {}
+                    Err(error) => return Err(error),
+                }
+            };
             for build in builds(cx) {
                 build.images.lock().insert(key.clone(), found.clone());
             }
