@@ -181,6 +181,18 @@ impl BuildContext {
         }));
     }
 
+    /// Ends what is shown as running, for a build that failed or was called off: its steps may still take a moment to
+    /// be gone, and nobody would tell the client of their end.
+    pub fn interrupt(&self) {
+        let running: Vec<Digest> = {
+            let vertices = self.vertices.lock();
+            vertices.iter().filter(|(_, v)| v.started.is_some() && v.completed.is_none()).map(|(d, _)| *d).collect()
+        };
+        for vertex in running {
+            self.update(vertex, cancel);
+        }
+    }
+
     fn update(&self, vertex: Digest, change: impl FnOnce(&mut VertexEvent)) {
         let event = {
             let mut vertices = self.vertices.lock();
@@ -231,10 +243,7 @@ impl EventSink for BuildContext {
                 v.completed = Some(now);
                 v.error = error.to_string();
             }),
-            VertexChange::Canceled => self.update(event.vertex.0, |v| {
-                v.completed = Some(now);
-                v.error = "context canceled".to_owned();
-            }),
+            VertexChange::Canceled => self.update(event.vertex.0, cancel),
         }
     }
 }
@@ -265,12 +274,15 @@ impl OwnVertex<'_> {
 impl Drop for OwnVertex<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.build.update(self.digest, |v| {
-                v.completed = Some(SystemTime::now());
-                v.error = "context canceled".to_owned();
-            });
+            self.build.update(self.digest, cancel);
         }
     }
+}
+
+/// What a client shows as `CANCELED`.
+fn cancel(vertex: &mut VertexEvent) {
+    vertex.completed = Some(SystemTime::now());
+    vertex.error = "context canceled".to_owned();
 }
 
 fn status(vertex: Digest, id: &str, current: u64, total: u64, started: SystemTime, done: bool) -> Event {

@@ -97,7 +97,7 @@ impl Engine {
     /// # Errors
     /// Whatever the build fails with; it has been shown to the readers of its events too.
     pub async fn solve(&self, request: SolveRequest) -> Result<SolveResponse, EngineError> {
-        let open = OpenBuild::new(self, &request)?;
+        let mut open = OpenBuild::new(self, &request)?;
         let started = SystemTime::now();
         if !request.internal {
             self.0.history.started(&Record::started(&request, started));
@@ -111,6 +111,7 @@ impl Engine {
         if !request.internal {
             self.0.history.completed(&Record::completed(&request, started, &open.build, &outcome));
         }
+        open.succeeded = outcome.is_ok();
         outcome
     }
 
@@ -281,6 +282,8 @@ struct OpenBuild {
     reference: String,
     build: Arc<BuildContext>,
     cancel: tokio_util::sync::CancellationToken,
+    /// Set when the build ended well; otherwise what still runs for it is shown as canceled.
+    succeeded: bool,
 }
 
 impl OpenBuild {
@@ -307,12 +310,15 @@ impl OpenBuild {
         }
         engine.0.registered.send_modify(|n| *n += 1);
         engine.0.active.send_modify(|n| *n += 1);
-        Ok(Self { engine: engine.clone(), reference: request.reference.clone(), build, cancel })
+        Ok(Self { engine: engine.clone(), reference: request.reference.clone(), build, cancel, succeeded: false })
     }
 }
 
 impl Drop for OpenBuild {
     fn drop(&mut self) {
+        if !self.succeeded {
+            self.build.interrupt();
+        }
         self.build.log.close();
         self.engine.0.active.send_modify(|n| *n -= 1);
         let (engine, reference) = (self.engine.clone(), std::mem::take(&mut self.reference));

@@ -7,17 +7,21 @@
 pub mod base;
 pub mod debian_registry;
 pub mod env;
+pub mod gate;
 pub mod image;
 pub mod process;
 pub mod registry;
+pub mod running;
 pub mod tree;
 
 pub use base::{busybox_layout, busybox_root};
 pub use debian_registry::{Certificates, DebianRegistry};
 pub use env::TestEnv;
+pub use gate::Gate;
 pub use image::Image;
 pub use process::{Finished, Run};
 pub use registry::FakeRegistry;
+pub use running::Running;
 pub use tree::write_tree;
 
 /// Ends a test because the host lacks something, and says what.

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::running::Running;
+
 /// How long any program in a test may take before it counts as hanging.
 const DEADLINE: Duration = Duration::from_secs(180);
 
@@ -26,7 +28,7 @@ pub struct Finished {
     pub stderr: Vec<u8>,
     /// The program did not end before its deadline and was killed.
     pub timed_out: bool,
-    command: String,
+    pub(crate) command: String,
 }
 
 impl Run {
@@ -79,6 +81,15 @@ impl Run {
     pub fn spawn(mut self) -> Child {
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         self.command.spawn().unwrap_or_else(|e| panic!("{:?}: {e}", self.command))
+    }
+
+    /// Starts the program and reads along what it prints.
+    ///
+    /// # Panics
+    /// The program cannot be started.
+    pub fn start(self) -> Running {
+        let (command, deadline) = (format!("{:?}", self.command), self.deadline);
+        Running::new(self.spawn(), command, deadline)
     }
 
     /// Runs the program to its end or its deadline.

@@ -12,6 +12,7 @@ mod output;
 mod registry;
 mod registry_faults;
 mod sources;
+mod parallel;
 mod steps;
 
 use kiln_testkit::TestEnv;
