@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kiln_snapshot::Tree;
 use kiln_solver::OpContext;
 use kiln_stdx::Digest;
 use kiln_store::{ContentSelector, ImmutableRef};
@@ -68,7 +69,8 @@ pub async fn digest(
                         _ => format!("failed to compute cache key: failed to calculate checksum of ref {id}: {what}"),
                     };
                     let mut error = EngineError::new(e.class(), text);
-                    error.hint = suggested(&builds, &selector.path).or_else(|| nearest(&reference, &selector.path));
+                    error.hint = suggested(&builds, &selector.path)
+                        .or_else(|| nearest(&*reference.tree().ok()?, &selector.path));
                     error
                 })?;
                 digests.push(digest.to_string());
@@ -86,8 +88,7 @@ fn suggested(builds: &[Arc<BuildContext>], path: &str) -> Option<String> {
 }
 
 /// Returns a hint with the names nearest to a path that is not there.
-fn nearest(reference: &ImmutableRef, path: &str) -> Option<String> {
-    let tree = reference.tree().ok()?;
+pub fn nearest(tree: &Tree, path: &str) -> Option<String> {
     let clean = crate::paths::clean_relative(path);
     let (dir, name) = clean.rsplit_once('/').unwrap_or(("", &clean));
     let names: Vec<String> =

@@ -174,7 +174,8 @@ fn mount(mount: pb::Mount, inputs: usize, outputs: &mut usize) -> Checked<Mount>
         pb::MountType::Ssh => {
             let opt = mount.ssh_opt.clone().ok_or_else(|| bad("ssh without options:"))?;
             MountKind::Ssh(SessionFile {
-                id: opt.id,
+                // A Dockerfile's mount without id is sent without one.
+                id: if opt.id.is_empty() { "default".to_owned() } else { opt.id },
                 uid: opt.uid,
                 gid: opt.gid,
                 mode: opt.mode,

@@ -1,5 +1,6 @@
 //! An environment for end-to-end tests: its own home, state root, contexts and engine, gone when it is dropped.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -61,9 +62,21 @@ impl TestEnv {
     }
 
     /// Prepares a run of kiln in this environment.
-    pub fn kiln<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Run {
-        Run::new(&self.kiln)
-            .args(args)
+    pub fn kiln<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Run {
+        self.kiln_through::<&str, S>(&[], args)
+    }
+
+    /// Prepares a run of kiln that another program starts, such as `taskset`: `prefix` is that program's command line.
+    pub fn kiln_through<P: AsRef<OsStr>, S: AsRef<OsStr>>(
+        &self,
+        prefix: &[P],
+        args: impl IntoIterator<Item = S>,
+    ) -> Run {
+        let run = match prefix.split_first() {
+            Some((program, rest)) => Run::new(program).args(rest).args([&self.kiln]),
+            None => Run::new(&self.kiln),
+        };
+        run.args(args)
             .env("HOME", self.dir.path().join("home"))
             .env("KILN_ROOT", &self.root)
             .env("NO_COLOR", "1")
@@ -75,7 +88,7 @@ impl TestEnv {
         let ctx = self.ctx();
         let mut all = vec!["build", "--progress=plain"];
         all.extend(args);
-        self.kiln(all.iter().map(std::ffi::OsStr::new).chain([ctx.as_os_str()])).finish()
+        self.kiln(all.iter().map(OsStr::new).chain([ctx.as_os_str()])).finish()
     }
 
     /// Builds the context into an OCI archive and reads it back.

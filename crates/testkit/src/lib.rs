@@ -6,6 +6,7 @@
 
 pub mod base;
 pub mod debian_registry;
+pub mod disk;
 pub mod env;
 pub mod gate;
 pub mod image;
@@ -16,6 +17,8 @@ pub mod tree;
 
 pub use base::{busybox_layout, busybox_root};
 pub use debian_registry::{Certificates, DebianRegistry};
+pub use debian_registry::DebianRegistry;
+pub use disk::Disk;
 pub use env::TestEnv;
 pub use gate::Gate;
 pub use image::Image;

@@ -55,8 +55,7 @@ impl Stream {
     fn wait(&self, deadline: Duration, done: impl Fn(&[u8]) -> bool) -> bool {
         let said = self.said.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = |said: &mut Said| !done(&said.data) && !said.ended;
-        let (said, _) =
-            self.said.1.wait_timeout_while(said, deadline, waiting).unwrap_or_else(PoisonError::into_inner);
+        let (said, _) = self.said.1.wait_timeout_while(said, deadline, waiting).unwrap_or_else(PoisonError::into_inner);
         done(&said.data)
     }
 

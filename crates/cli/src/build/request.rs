@@ -131,7 +131,20 @@ fn exporter(output: &Output, options: &BuildOptions) -> Result<Exporter, CliErro
     if output.kind == "image" && unnamed && pushes {
         return Err(CliError::user("tag is needed when pushing to registry").hint("name the image with -t NAME"));
     }
+    if names && cuts_times(&attrs, options) {
+        attrs.insert("rewrite-timestamp".to_owned(), "true".to_owned());
+    }
     Ok(Exporter { kind: output.kind.clone(), attrs })
+}
+
+/// Tells whether file times in new layers are to be cut to SOURCE_DATE_EPOCH.
+///
+/// Who sets it wants the same image from the same input, which it is not while files carry the time of their making;
+/// other clients have to ask for that. An output that says what it wants, or unpacks (which excludes it), is left alone.
+fn cuts_times(attrs: &BTreeMap<String, String>, options: &BuildOptions) -> bool {
+    let epoch = attrs.get("source-date-epoch").or_else(|| options.build_args.get("SOURCE_DATE_EPOCH"));
+    let unpacks = attrs.get("unpack").and_then(|v| crate::env::parse_bool(v)) == Some(true);
+    epoch.is_some_and(|e| !e.is_empty()) && !unpacks && !attrs.contains_key("rewrite-timestamp")
 }
 
 #[cfg(test)]

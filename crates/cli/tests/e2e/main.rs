@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cache;
+mod clients;
 mod copy;
 mod daemon_face;
 mod image;
@@ -13,6 +14,9 @@ mod registry;
 mod registry_faults;
 mod sources;
 mod parallel;
+mod real_work;
+mod reproducible;
+mod secrets;
 mod steps;
 
 use kiln_testkit::TestEnv;

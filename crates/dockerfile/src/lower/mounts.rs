@@ -132,10 +132,11 @@ impl Lowering<'_> {
         if !mount.source.is_empty() {
             return Err(Fault::new("ssh does not support source"));
         }
-        let id = if mount.id.is_empty() { "default".to_owned() } else { mount.id.clone() };
-        self.outline.ssh.entry(id.clone()).or_insert((lines, mount.required));
+        let shown = if mount.id.is_empty() { "default".to_owned() } else { mount.id.clone() };
+        self.outline.ssh.entry(shown).or_insert((lines, mount.required));
         Ok(SshSpec {
-            id,
+            // The definition leaves out what was not written, so that its digest is the one BuildKit's caches know.
+            id: mount.id.clone(),
             target: Some(mount.target.clone()).filter(|t| !t.is_empty()),
             uid: mount.uid.unwrap_or(0),
             gid: mount.gid.unwrap_or(0),

@@ -250,10 +250,12 @@ async fn answer(
                 log_name: &image.name,
             };
             let found = lookup::image_config(bridge, query).await.map_err(|mut error| {
-                if error.hint.is_none() && error.class() == ErrorClass::UserInput {
-                    let names = image.alternatives.iter().map(String::as_str);
-                    let near = kiln_stdx::suggest::nearest(&image.written, names);
-                    error.hint = near.map(|name| format!("did you mean the stage `{name}`?"));
+                // Whatever the registry says, a name that is nearly a stage's is most likely a typo of it.
+                let names = image.alternatives.iter().map(String::as_str);
+                if let Some(name) = kiln_stdx::suggest::nearest(&image.written, names)
+                    && error.class() != ErrorClass::Canceled
+                {
+                    error.hint = Some(format!("did you mean the stage `{name}`?"));
                 }
                 let range = lines(image.lines.first, image.lines.last);
                 error.source_location = Some(Box::new(Location { info: info(source), ranges: vec![range] }));

@@ -193,6 +193,7 @@ pub struct SecretSpec {
 /// An agent socket.
 #[derive(Debug, Clone)]
 pub struct SshSpec {
+    /// Which of the client's agents; empty means `default`.
     pub id: String,
     /// Path of the socket; none for `/run/buildkit/ssh_agent.N`.
     pub target: Option<String>,

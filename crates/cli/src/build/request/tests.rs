@@ -70,6 +70,13 @@ fn exporters_and_names() {
         ("-t a -o type=oci,dest=x.tar -o type=local,dest=y", "oci name=a; local"),
         ("-t a -o type=docker,dest=x.tar,name=z", "docker name=a"),
         ("-t a -o type=image,push=true", "image name=a push=true"),
+        ("--build-arg SOURCE_DATE_EPOCH=7", "image rewrite-timestamp=true"),
+        ("--build-arg SOURCE_DATE_EPOCH=", "image"),
+        ("--build-arg SOURCE_DATE_EPOCH=7 -o type=oci,rewrite-timestamp=false,dest=x", "oci rewrite-timestamp=false"),
+        ("--build-arg SOURCE_DATE_EPOCH=7 -o type=image,unpack=true", "image unpack=true"),
+        ("--build-arg SOURCE_DATE_EPOCH=7 -o type=oci,source-date-epoch=,dest=x", "oci source-date-epoch="),
+        ("-o type=oci,source-date-epoch=7,dest=x", "oci rewrite-timestamp=true source-date-epoch=7"),
+        ("--build-arg SOURCE_DATE_EPOCH=7 -o type=local,dest=x", "local"),
     ] {
         let got = request(line).expect("accepted");
         let shown: Vec<String> = got

@@ -158,7 +158,25 @@ fn not_started(exec: &Exec, error: kiln_executor::ExecError) -> EngineError {
     };
     let mut result = EngineError::new(error.class(), message);
     result.exit_code = code;
+    if let kiln_executor::ExecError::NotStarted { reason, .. } = &error {
+        result.hint = Some(start_hint(*reason, exec));
+    }
     result
+}
+
+fn start_hint(reason: kiln_executor::StartFailure, exec: &Exec) -> String {
+    use kiln_executor::StartFailure::{Format, NotExecutable, NotFound, WorkingDirectory};
+    let meta = &exec.op.meta;
+    let name = meta.args.first().map_or("", String::as_str);
+    match reason {
+        NotFound => format!(
+            "`{name}`, or the interpreter it needs, is not in the image or not in PATH; install it in an earlier step, or \
+             check its spelling"
+        ),
+        NotExecutable => format!("make it executable: COPY --chmod=755, or chmod +x {name} in an earlier step"),
+        Format => format!("`{name}` is no program of this platform, nor a script with a #! line"),
+        WorkingDirectory => format!("check WORKDIR {} and who may enter it", meta.cwd),
+    }
 }
 
 /// The error of a process that ran and failed, with a hint when the cause is a known one.

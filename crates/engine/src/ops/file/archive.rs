@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use kiln_snapshot::layer::{ExtractOptions, extract};
 use kiln_snapshot::{LayerBuilder, compress, tar};
+use kiln_stdx::ErrorClass;
 
 use super::copy::CopyRun;
 use crate::error::EngineError;
@@ -29,9 +30,20 @@ pub fn unpack(run: &CopyRun<'_>, source: &[u8], builder: &mut LayerBuilder<'_>) 
     }
     let name = String::from_utf8_lossy(source).into_owned();
     let fail = |e: kiln_snapshot::Error| {
-        EngineError::new(e.class(), format!("failed to unpack {name}: {}", crate::error::chain(&e)))
+        let class = match &e {
+            // The file was read well enough; what it holds is broken.
+            kiln_snapshot::Error::Input(cause) if cause.raw_os_error().is_none() => ErrorClass::UserInput,
+            _ => e.class(),
+        };
+        let error = EngineError::new(class, format!("failed to unpack {name}: {}", crate::error::chain(&e)));
+        match class {
+            ErrorClass::UserInput => error.with_hint(format!(
+                "check it with `tar -tvf {name}` and make it anew; COPY takes it as it is, without unpacking"
+            )),
+            _ => error,
+        }
     };
-    let (_, reader) =
+    let (_, mut reader) =
         compress::decompress(BufReader::new(File::open(&path)?)).map_err(|e| fail(kiln_snapshot::Error::Input(e)))?;
     let dest = clean_relative(&run.copy.dest);
     let at = builder.resolve(dest.as_bytes(), true)?.path;
@@ -39,6 +51,15 @@ pub fn unpack(run: &CopyRun<'_>, source: &[u8], builder: &mut LayerBuilder<'_>) 
         builder.mkdir_all(&at, &run.new_dir())?;
     }
     let options = ExtractOptions { at, whiteouts: false, owner: run.owner };
-    extract(builder, reader, &options).map_err(fail)?;
-    Ok(true)
+    extract(builder, &mut reader, &options).map_err(fail)?;
+    // The checksum of what was unpacked stands behind the archive's end.
+    match std::io::copy(&mut reader, &mut std::io::sink()) {
+        Err(e) if !is_padding(&e) => Err(fail(kiln_snapshot::Error::Input(e))),
+        _ => Ok(true),
+    }
+}
+
+/// Tells whether a decompressor only stumbled over bytes behind the end of its stream, which other tools pass over.
+fn is_padding(error: &std::io::Error) -> bool {
+    error.to_string() == "invalid gzip header"
 }

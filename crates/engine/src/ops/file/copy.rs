@@ -85,7 +85,9 @@ impl<'a> CopyRun<'a> {
         let resolved = self.tree.resolve(source, follow).map_err(|e| EngineError::user(e.to_string()))?;
         if self.tree.get(&resolved.path).is_none() && !(resolved.path.is_empty() && self.tree.is_empty()) {
             let shown = String::from_utf8_lossy(source);
-            return Err(EngineError::user(format!("lstat /{shown}: no such file or directory")));
+            let mut error = EngineError::user(format!("lstat /{shown}: no such file or directory"));
+            error.hint = crate::content::nearest(&self.tree, &shown);
+            return Err(error);
         }
         Ok(resolved.path)
     }

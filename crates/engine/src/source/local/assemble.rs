@@ -136,7 +136,7 @@ impl Assembly<'_> {
     /// Reads and hashes a small file; none when it has grown beyond one.
     fn read(&self, place: usize) -> Result<Option<Small>, EngineError> {
         let entry = &self.entries[place];
-        let file = self.contents.open(place, entry)?;
+        let file = self.contents.open(place, entry).map_err(|e| unreadable(&e))?;
         let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or_default() + 1);
         (&file).take(SMALL + 1).read_to_end(&mut bytes)?;
         let size = bytes.len() as u64;
@@ -215,12 +215,18 @@ impl Assembly<'_> {
             builder.link_or_copy(&source, old, &entry.path, &overrides)?;
             return Ok(());
         }
-        let file = self.contents.open(place, entry)?;
+        let file = self.contents.open(place, entry).map_err(|e| unreadable(&e))?;
         let mut summing = Summing { inner: &file, sum: FileSum::new(entry) };
         let (digest, size) = builder.file_from_reader(&entry.path, meta, &mut summing)?;
         self.learn(place, entry, &file, (digest, size), || summing.sum.finish());
         Ok(())
     }
+}
+
+/// The error of a name in the client's directory that cannot be read; the cause tells which one.
+pub fn unreadable(error: &std::io::Error) -> EngineError {
+    EngineError::user(format!("failed to read the build context: {error}"))
+        .with_hint("exclude the path in .dockerignore, or make it readable")
 }
 
 /// Makes the content digest of a file while its bytes pass by.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Wanted;
 use super::ahead::ahead;
-use super::assemble::{Assembly, Contents, Last, digest_of};
+use super::assemble::{Assembly, Contents, Last, digest_of, unreadable};
 use super::walk::{Found, names_in, open_file, stat_key, walk};
 use crate::error::EngineError;
 
@@ -120,11 +120,6 @@ fn settle(
     )
 }
 
-fn unreadable(error: &std::io::Error) -> EngineError {
-    EngineError::user(format!("failed to read the build context: {error}"))
-        .with_hint("exclude the path in .dockerignore, or make it readable")
-}
-
 /// Finds names that are one inode: the first name's place by each later name's.
 fn links(found: &[Found]) -> HashMap<usize, usize> {
     let mut first = HashMap::new();
@@ -166,7 +161,10 @@ struct Files<'a> {
 }
 
 impl Contents for Files<'_> {
-    fn open(&self, _: usize, entry: &Entry) -> std::io::Result<File> {
+    fn open(&self, place: usize, entry: &Entry) -> std::io::Result<File> {
+        if self.keys.get(place).is_some_and(Option::is_none) {
+            return File::open("/dev/null");
+        }
         open_file(self.root.as_fd(), &entry.path)
     }
 

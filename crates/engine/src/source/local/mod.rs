@@ -1,6 +1,6 @@
 //! A client's directory becomes a layer: walked directly where client and engine share a machine, else by file sync.
 //!
-//! Either way the result and its keys are the same: owner 0:0, sockets left out, times as they are. The state of the
+//! Either way the result and its keys are the same: owner 0:0, sockets as empty files, times as they are. The state of the
 //! last build is remembered by directory and shared key; an unchanged directory is that very layer again, and a
 //! changed one a new layer that links everything the old one has.
 

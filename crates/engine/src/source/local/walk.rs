@@ -18,7 +18,8 @@ use super::Wanted;
 pub struct Found {
     /// Without inode and link group; with the digest of its bytes where the index knows it.
     pub entry: Entry,
-    /// What identifies the state of a regular file; none for everything else.
+    /// What identifies the state of a regular file; none for everything else, and for sockets, of which an empty file
+    /// is what is left.
     pub key: Option<StatKey>,
     /// Device and inode, when the file has several names.
     pub linked: Option<(u64, u64)>,
@@ -123,15 +124,17 @@ fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     Ok(names)
 }
 
-/// Returns what a name is; none for sockets and for what went away meanwhile.
+/// Returns what a name is; none for what went away meanwhile.
 fn look(dir: BorrowedFd<'_>, name: &CStr, path: &[u8], index: Option<&ContextIndex>) -> io::Result<Option<Found>> {
     let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(rustix::io::Errno::NOENT) => return Ok(None),
         Err(e) => return Err(e.into()),
     };
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Kind::File,
+    let raw_kind = FileType::from_raw_mode(stat.st_mode);
+    let kind = match raw_kind {
+        // Clients of the file sync protocol send sockets as empty files, so they are that here too.
+        FileType::RegularFile | FileType::Socket => Kind::File,
         FileType::Directory => Kind::Dir,
         FileType::Symlink => Kind::Symlink,
         FileType::Fifo => Kind::Fifo,
@@ -152,7 +155,7 @@ fn look(dir: BorrowedFd<'_>, name: &CStr, path: &[u8], index: Option<&ContextInd
     let mut key = None;
     let mut linked = None;
     let mut plain = kind == Kind::Symlink;
-    if kind == Kind::File {
+    if raw_kind == FileType::RegularFile {
         let state = stat_key(&stat);
         entry.size = state.size;
         if let Some(known) = index.and_then(|index| index.get(&state)) {
