@@ -116,3 +116,16 @@ fn an_engine_that_cannot_start_says_why() {
     assert!(done.err().contains("ERROR: cannot "), "{}", done.err());
     assert!(done.err().contains("hint: "), "{}", done.err());
 }
+
+#[test]
+fn an_engine_started_by_hand_is_found_while_it_starts() {
+    let env = env();
+    for _ in 0..3 {
+        let by_hand = env.kiln(["daemon", "run"]).start();
+        let done = env.kiln(["du"]).finish();
+        assert_eq!(done.code, Some(0), "{}", done.report());
+        assert_eq!(env.kiln(["daemon", "stop"]).finish().code, Some(0));
+        // Either of the two may have been first; the other one says so.
+        let _ = by_hand.finish();
+    }
+}

@@ -129,6 +129,9 @@ pub enum ArchiveProblem {
     /// The member's path leads out of the archive's root.
     #[error("the path leads out of the root")]
     Escapes,
+    /// A symbolic link leads out of the archive's root.
+    #[error("a symbolic link to `{0}`, which leads out of the root")]
+    LinkEscapes(String),
     /// The member has no name, or a name that no file can have.
     #[error("unusable name: {0}")]
     BadName(String),

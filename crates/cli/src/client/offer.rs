@@ -14,7 +14,7 @@ use kiln_session::client::{
 };
 use kiln_session::{SessionError, direct};
 use kiln_stdx::Secret;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::build::ca;
 use crate::build::context::Inputs;
@@ -226,11 +226,40 @@ fn receivers(options: &BuildOptions) -> (FileReceivers, Vec<PendingFile>, Vec<Lo
 
 impl PendingFile {
     /// Begins the file anew; it appears only when the build has succeeded.
-    fn begin(&self) -> io::Result<Option<Box<dyn tokio::io::AsyncWrite + Send + Unpin>>> {
+    fn begin(&self) -> io::Result<Option<Box<dyn AsyncWrite + Send + Unpin>>> {
         let aside = AsideFile::create(&self.path)?;
         let writer = tokio::fs::File::from_std(aside.handle()?);
         *self.aside.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(aside);
-        Ok(Some(Box::new(writer)))
+        Ok(Some(Box::new(Named { writer, path: self.path.clone() })))
+    }
+}
+
+/// A file whose errors name it by the path that it will have.
+struct Named {
+    writer: tokio::fs::File,
+    path: PathBuf,
+}
+
+impl Named {
+    fn name<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        polled.map_err(|e| io::Error::new(e.kind(), format!("{}: {}", self.path.display(), io_text(&e))))
+    }
+}
+
+impl AsyncWrite for Named {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.writer).poll_write(cx, data);
+        self.name(polled)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.writer).poll_flush(cx);
+        self.name(polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.writer).poll_shutdown(cx);
+        self.name(polled)
     }
 }
 

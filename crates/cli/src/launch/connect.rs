@@ -30,6 +30,8 @@ pub const PACKAGE: &str = "kiln";
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long an idle engine of another build may take to end.
 const REPLACE: Duration = Duration::from_secs(10);
+/// How often it is looked whether another starter's engine listens.
+const GLANCE: Duration = Duration::from_millis(50);
 /// How often an engine that ended between two steps is looked for anew.
 const ATTEMPTS: usize = 3;
 
@@ -225,12 +227,33 @@ async fn launch(root: &Root, env: &Env, debug: bool) -> Result<(), CliError> {
         Ok(_) => Ok(()),
         Err(Missing::Failed(error)) => Err(error),
         Err(Missing::Gone(_)) => {
-            let (root, env) = (root.clone(), env.clone());
-            blocking(move || {
+            let (own, env) = (root.clone(), env.clone());
+            let started = blocking(move || {
                 let _held = held;
-                start::start(&root, &env, debug)
+                start::start(&own, &env, debug)
             })
-            .await
+            .await;
+            match started {
+                // `kiln daemon run` takes no turns: one that was faster needs a moment until it listens.
+                Err(_) if root.is_held() => appears(root).await,
+                started => started,
+            }
+        }
+    }
+}
+
+/// Waits for an engine that somebody else has started.
+async fn appears(root: &Root) -> Result<(), CliError> {
+    let begin = tokio::time::Instant::now();
+    loop {
+        match local(root).await {
+            Ok(_) => return Ok(()),
+            Err(Missing::Failed(error)) => return Err(error),
+            Err(Missing::Gone(why)) if begin.elapsed() > HANDSHAKE => {
+                let text = format!("another engine holds {} and does not listen: {why}", root.path().display());
+                return Err(CliError::environment(text).hint("stop it with: kiln daemon stop --timeout 5s"));
+            }
+            Err(Missing::Gone(_)) => tokio::time::sleep(GLANCE).await,
         }
     }
 }

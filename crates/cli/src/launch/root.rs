@@ -49,6 +49,13 @@ impl Root {
         self.0.join("engine.start.lock")
     }
 
+    /// Tells whether a living engine has written its process id into the root's lock.
+    pub fn is_held(&self) -> bool {
+        let text = std::fs::read_to_string(self.0.join("lock")).unwrap_or_default();
+        let pid = text.split_whitespace().next().and_then(|pid| pid.parse::<u32>().ok());
+        pid.is_some_and(|pid| Path::new("/proc").join(pid.to_string()).exists())
+    }
+
     /// Makes the directory, for its user alone.
     pub fn create(&self) -> Result<(), CliError> {
         use std::os::unix::fs::DirBuilderExt;

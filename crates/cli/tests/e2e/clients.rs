@@ -216,8 +216,8 @@ fn directories_and_failures_reach_every_client() {
         let (env, _base) = crate::env_with_base!();
         let layout = context(&env);
         let _ = env.kiln(["du"]).finish().ok();
-        let text =
-            "FROM base AS b\nRUN echo made > /made && ln -s made /link\nFROM scratch\nCOPY --from=b /made /link /\n";
+        let text = "FROM base AS b\nRUN mkdir /d && echo made > /d/made && ln -s made /d/link\n\
+                    FROM scratch\nCOPY --from=b /d /\n";
         env.context(&[("Dockerfile", text)]);
         let dest = env.out("dir");
         let output = format!("type=local,dest={}", dest.display());

@@ -26,6 +26,15 @@ pub fn env() -> TestEnv {
     TestEnv::new(env!("CARGO_BIN_EXE_kiln"))
 }
 
+/// Waits until an engine that was started in the foreground answers.
+#[track_caller]
+pub fn wait_for_engine(env: &TestEnv) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while env.kiln(["daemon", "status"]).finish().code != Some(0) {
+        assert!(std::time::Instant::now() < deadline, "no engine came up");
+    }
+}
+
 /// Returns a fresh environment and the `--build-context` value of a busybox base, or skips the test.
 #[macro_export]
 macro_rules! env_with_base {

@@ -159,10 +159,7 @@ fn an_engine_in_the_foreground_has_no_umask_either() {
     let base = env.base().unwrap();
     let umask = ["sh", "-c", "umask 077; exec \"$@\"", "sh"];
     let engine = env.kiln_through(&umask, ["daemon", "run"]).start();
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while env.kiln(["daemon", "status"]).finish().code != Some(0) {
-        assert!(std::time::Instant::now() < deadline, "no engine came up: {}", engine.err());
-    }
+    crate::wait_for_engine(&env);
     let (image, _) = env.build_image(&["--build-context", &base, "--build-arg", &format!("SOURCE_DATE_EPOCH={EPOCH}")]);
     assert_eq!(image.digest, plain);
     let _ = env.kiln(["daemon", "stop"]).finish().ok();

@@ -9,6 +9,8 @@ use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use kiln_stdx::Digest;
 use kiln_testkit::{Gate, TestEnv};
 
+use crate::wait_for_engine;
+
 /// A value and the forms in which it could lie somewhere.
 struct Value {
     text: String,
@@ -147,6 +149,7 @@ fn a_secret_is_nowhere_but_in_its_step() {
     std::fs::create_dir(&temporary).unwrap();
     // An engine that logs all it can.
     let engine = env.kiln(["--debug", "daemon", "run"]).start();
+    wait_for_engine(&env);
     let mut args = vec!["--debug", "build", "--progress=rawjson", "--build-context", &base, "-o", &outputs.0];
     args.extend(["--cache-to", &outputs.1, "--secret", &file_flag, "--secret", &var_flag, "--metadata-file"]);
     let args = args.into_iter().map(std::ffi::OsStr::new).chain([metadata.as_os_str(), ctx.as_os_str()]);

@@ -95,7 +95,7 @@ impl FileSend for FileReceivers {
             ReceiveTarget::Chosen(choose) => match choose(&meta) {
                 Ok(Some(writer)) => copy(incoming, writer).await.map(done),
                 Ok(None) => Err(Status::already_exists("target already exists")),
-                Err(error) => Err(Status::internal(error.to_string())),
+                Err(error) => Err(unwritten("opening the result", &error)),
             },
         }
     }
@@ -120,7 +120,7 @@ fn exporter_meta(map: &MetadataMap) -> BTreeMap<String, String> {
 
 /// Copies messages to a writer until the sender ends the file; a broken call is an error.
 async fn copy(mut incoming: Streaming<Bytes>, mut writer: impl AsyncWrite + Unpin) -> Result<(), Status> {
-    let failed = |e: io::Error| Status::internal(format!("writing the result: {e}"));
+    let failed = |e: io::Error| unwritten("writing the result", &e);
     while let Some(message) = incoming.message().await? {
         let message = BytesMessage::decode(message).map_err(|e| Status::internal(format!("malformed message: {e}")))?;
         writer.write_all(&message.data).await.map_err(failed)?;
@@ -129,9 +129,20 @@ async fn copy(mut incoming: Streaming<Bytes>, mut writer: impl AsyncWrite + Unpi
     writer.shutdown().await.map_err(failed)
 }
 
+/// The error of a result that this side cannot write, which is not the engine's business but the user's.
+fn unwritten(what: &str, error: &io::Error) -> Status {
+    let hint = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "\nhint: free space at the destination, or choose another one with -o"
+        }
+        _ => "",
+    };
+    Status::unknown(format!("{what}: {error}{hint}"))
+}
+
 /// Writes a file aside and renames it; pipes and devices are written as they are.
 async fn write_file(incoming: Streaming<Bytes>, path: &Path) -> Result<(), Status> {
-    let failed = |what: &str, e: io::Error| Status::internal(format!("{what} {}: {e}", path.display()));
+    let failed = |what: &str, e: io::Error| unwritten(&format!("{what} {}", path.display()), &e);
     // A link stays a link.
     let path = tokio::fs::canonicalize(path).await.unwrap_or_else(|_| path.to_owned());
     let special = tokio::fs::metadata(&path).await.is_ok_and(|m| !m.is_file() && !m.is_dir());

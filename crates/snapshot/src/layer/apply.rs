@@ -57,6 +57,9 @@ pub struct ExtractOptions {
     pub at: Vec<u8>,
     /// Whether names that begin with `.wh.` are deletions, as in image layers, or plain names.
     pub whiteouts: bool,
+    /// Whether a symbolic link may say more `..` than there are directories above it. Layers may hold such links, which
+    /// a container follows no further than its root; in an archive of a user's they are a mistake or an attack.
+    pub climbing_links: bool,
     /// Owner of everything, instead of what the archive says.
     pub owner: Option<(u32, u32)>,
 }
@@ -74,7 +77,7 @@ pub fn apply(tar: impl Read + Send, dest: &Path, lower: &Tree, lower_dirs: &[Pat
     let mut builder = LayerBuilder::new(dest, lower, lower_dirs)?;
     std::thread::scope(|scope| {
         let (mut feed, reader) = feed::start(scope, tar);
-        let options = ExtractOptions { whiteouts: true, ..ExtractOptions::default() };
+        let options = ExtractOptions { whiteouts: true, climbing_links: true, ..ExtractOptions::default() };
         let extracted = extract_from(&mut builder, &mut feed, &options)?;
         // What follows the end of the archive belongs to its digest.
         feed.drain().map_err(Error::Input)?;
@@ -146,6 +149,10 @@ impl One<'_, '_, '_> {
             MemberKind::Symlink => {
                 if member.link.is_empty() || member.link.contains(&0) {
                     let problem = ArchiveProblem::BadName("a symbolic link's target is empty".into());
+                    return Err(Error::archive(&member.path, problem));
+                }
+                if !self.options.climbing_links && climbs(self.below(dest), &member.link) {
+                    let problem = ArchiveProblem::LinkEscapes(path::lossy(&member.link));
                     return Err(Error::archive(&member.path, problem));
                 }
                 self.builder.symlink(dest, &member.link, &meta)
@@ -224,6 +231,11 @@ impl One<'_, '_, '_> {
         self.builder.hide(&path::join(parent, hidden))
     }
 
+    /// Returns a path of the layer as one below the archive's root.
+    fn below<'p>(&self, dest: &'p [u8]) -> &'p [u8] {
+        dest.strip_prefix(&self.options.at[..]).map_or(dest, |rest| rest.strip_prefix(b"/").unwrap_or(rest))
+    }
+
     /// Follows links on the way to the directory `dir`, with the archive's root as root.
     fn resolve(&self, dir: &[u8]) -> Result<Vec<u8>, ArchiveProblem> {
         let at = &self.options.at;
@@ -246,6 +258,25 @@ fn checked(raw: &[u8]) -> Result<Vec<u8>, ArchiveProblem> {
             Err(_) => Err(ArchiveProblem::BadName("it is malformed".into())),
         },
     }
+}
+
+/// Tells whether a relative link at `path` leads above where `path` begins.
+fn climbs(path: &[u8], target: &[u8]) -> bool {
+    if target.starts_with(b"/") {
+        return false;
+    }
+    let mut depth = path.split(|b| *b == b'/').count() - 1;
+    for part in target.split(|b| *b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => match depth.checked_sub(1) {
+                Some(less) => depth = less,
+                None => return true,
+            },
+            _ => depth += 1,
+        }
+    }
+    false
 }
 
 fn meta(member: &Member) -> FileMeta {

@@ -16,6 +16,9 @@ use crate::source::lazy;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// A disk with less room than this is full, in bytes.
+const FULL: u64 = 1 << 20;
+
 /// Runs the step and returns its outputs in order.
 pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, EngineError> {
     lazy::unpack_inputs(&exec.parts, cx, inputs).await?;
@@ -179,6 +182,11 @@ fn start_hint(reason: kiln_executor::StartFailure, exec: &Exec) -> String {
     }
 }
 
+/// Tells whether a disk has no room; what a failed step has written is still there.
+fn is_full(path: &std::path::Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FULL)
+}
+
 /// The error of a process that ran and failed, with a hint when the cause is a known one.
 fn failed(exec: &Exec, exit: &kiln_executor::Exit, tail: &[u8]) -> EngineError {
     let command = exec.op.meta.args.join(" ");
@@ -190,5 +198,11 @@ fn failed(exec: &Exec, exit: &kiln_executor::Exit, tail: &[u8]) -> EngineError {
     error.exit_code = Some(exit.code);
     let tail = String::from_utf8_lossy(tail);
     error.hint = kiln_executor::hints::explain(&exec.op.meta.args, exit, &tail).map(|hint| hint.text);
+    if error.hint.is_none() && is_full(exec.parts.store.root()) {
+        error.hint = Some(format!(
+            "no space left on device: the disk of {} is full; free space there, or with `kiln prune`",
+            exec.parts.store.root().display()
+        ));
+    }
     error
 }

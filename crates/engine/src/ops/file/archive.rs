@@ -24,11 +24,14 @@ pub fn unpack(run: &CopyRun<'_>, source: &[u8], builder: &mut LayerBuilder<'_>) 
     let path = dir.join(OsString::from_vec(node.entry.path.clone()));
     let mut head = Vec::new();
     let Ok((_, probe)) = compress::decompress(BufReader::new(File::open(&path)?)) else { return Ok(false) };
-    // What cannot even be read as far as a first header is no archive, and is copied as it is.
-    if probe.take(tar::BLOCK as u64).read_to_end(&mut head).is_err() || !tar::is_tar(&head) {
-        return Ok(false);
-    }
     let name = String::from_utf8_lossy(source).into_owned();
+    // What cannot even be read as far as a first header is no archive and is copied as it is, unless it says that it is
+    // one.
+    match probe.take(tar::BLOCK as u64).read_to_end(&mut head) {
+        Ok(_) if tar::is_tar(&head) => {}
+        Err(_) if is_called_archive(&name) => {}
+        _ => return Ok(false),
+    }
     let fail = |e: kiln_snapshot::Error| {
         let class = match &e {
             // The file was read well enough; what it holds is broken.
@@ -50,13 +53,20 @@ pub fn unpack(run: &CopyRun<'_>, source: &[u8], builder: &mut LayerBuilder<'_>) 
     if !at.is_empty() {
         builder.mkdir_all(&at, &run.new_dir())?;
     }
-    let options = ExtractOptions { at, whiteouts: false, owner: run.owner };
+    let options = ExtractOptions { at, owner: run.owner, ..ExtractOptions::default() };
     extract(builder, &mut reader, &options).map_err(fail)?;
     // The checksum of what was unpacked stands behind the archive's end.
     match std::io::copy(&mut reader, &mut std::io::sink()) {
         Err(e) if !is_padding(&e) => Err(fail(kiln_snapshot::Error::Input(e))),
         _ => Ok(true),
     }
+}
+
+/// Tells whether a name is one of a compressed tar archive.
+fn is_called_archive(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let ends = ["gz", "bz2", "xz", "zst"].iter().any(|ending| name.ends_with(&format!(".tar.{ending}")));
+    ends || [".tgz", ".tbz2", ".tbz", ".txz", ".tzst"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// Tells whether a decompressor only stumbled over bytes behind the end of its stream, which other tools pass over.
