@@ -14,6 +14,9 @@ use kiln_stdx::Digest;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+/// Most bytes of output that are kept in memory when the disk is full.
+const KEPT: usize = 256 << 10;
+
 /// State of one vertex as a client sees it.
 #[derive(Debug, Clone, Default)]
 pub struct VertexEvent {
@@ -55,8 +58,18 @@ pub struct LogEvent {
     /// 1 is standard output, 2 standard error.
     pub stream: i32,
     pub timestamp: SystemTime,
-    offset: u64,
-    length: usize,
+    place: Place,
+}
+
+/// Where the bytes of a log event lie.
+#[derive(Debug, Clone)]
+enum Place {
+    Spooled {
+        offset: u64,
+        length: usize,
+    },
+    /// In memory, since the spool file could not be written.
+    Kept(Arc<[u8]>),
 }
 
 /// A lint finding or another warning, with the place in the source it is about.
@@ -92,6 +105,8 @@ struct Shared {
     closed: AtomicBool,
     spool: File,
     spooled: Mutex<u64>,
+    /// Bytes kept in memory.
+    kept: AtomicUsize,
     warnings: AtomicUsize,
 }
 
@@ -105,6 +120,7 @@ impl EventLog {
                 closed: AtomicBool::new(false),
                 spool,
                 spooled: Mutex::new(0),
+                kept: AtomicUsize::new(0),
                 warnings: AtomicUsize::new(0),
             }),
         }
@@ -128,17 +144,24 @@ impl EventLog {
 
     /// Spools `data` and adds the event that points to it.
     ///
+    /// On a full disk the first [`KEPT`] bytes are kept in memory instead: they are most likely about just that.
+    ///
     /// # Errors
-    /// The spool file cannot be written, for example on a full disk.
+    /// The spool file cannot be written, and enough is kept in memory.
     pub fn log(&self, vertex: Digest, stream: i32, timestamp: SystemTime, data: &[u8]) -> io::Result<()> {
-        let offset = {
+        let spooled = {
             let mut spooled = self.shared.spooled.lock();
-            self.shared.spool.write_all_at(data, *spooled)?;
             let offset = *spooled;
-            *spooled += data.len() as u64;
-            offset
+            self.shared.spool.write_all_at(data, offset).map(|()| {
+                *spooled += data.len() as u64;
+                Place::Spooled { offset, length: data.len() }
+            })
         };
-        self.push(Event::Log(LogEvent { vertex, stream, timestamp, offset, length: data.len() }));
+        let place = match spooled {
+            Err(_) if self.shared.kept.fetch_add(data.len(), Ordering::Relaxed) < KEPT => Place::Kept(data.into()),
+            spooled => spooled?,
+        };
+        self.push(Event::Log(LogEvent { vertex, stream, timestamp, place }));
         Ok(())
     }
 
@@ -147,9 +170,14 @@ impl EventLog {
     /// # Errors
     /// The spool file cannot be read.
     pub fn data(&self, event: &LogEvent) -> io::Result<Vec<u8>> {
-        let mut data = vec![0; event.length];
-        self.shared.spool.read_exact_at(&mut data, event.offset)?;
-        Ok(data)
+        match &event.place {
+            Place::Kept(data) => Ok(data.to_vec()),
+            Place::Spooled { offset, length } => {
+                let mut data = vec![0; *length];
+                self.shared.spool.read_exact_at(&mut data, *offset)?;
+                Ok(data)
+            }
+        }
     }
 
     /// Returns the last `limit` bytes that `vertex` printed.
@@ -260,6 +288,18 @@ mod tests {
         assert_eq!(text, b"one two");
         assert!(reader.next().await.is_none());
         assert_eq!(log.tail(vertex, 5), b"e two");
+    }
+
+    #[test]
+    fn on_a_full_disk_the_beginning_is_kept() {
+        // A file that may only be read stands for a disk that takes nothing.
+        let spool = File::open("/dev/null").unwrap();
+        let log = EventLog::new(spool);
+        let vertex = Digest::of("v");
+        log.log(vertex, 2, SystemTime::UNIX_EPOCH, b"no space left").unwrap();
+        assert_eq!(log.tail(vertex, 100), b"no space left");
+        log.log(vertex, 2, SystemTime::UNIX_EPOCH, &[b'x'; KEPT]).unwrap();
+        assert!(log.log(vertex, 2, SystemTime::UNIX_EPOCH, b"too much").is_err());
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ mod registry_faults;
 mod sources;
 mod parallel;
 mod real_work;
+mod registry;
 mod reproducible;
 mod secrets;
 mod steps;

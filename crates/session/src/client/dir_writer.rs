@@ -167,8 +167,10 @@ fn set_metadata(path: &Path, stat: &Stat) -> io::Result<()> {
 
 impl SyncTarget for DirWriter {
     fn entry(&mut self, id: u32, stat: Stat) -> io::Result<bool> {
-        let name = || String::from_utf8_lossy(&stat.path).into_owned();
-        self.create(&stat).map_err(|e| io::Error::new(e.kind(), format!("creating {}: {e}", name())))?;
+        let failed = |e: io::Error| {
+            io::Error::new(e.kind(), format!("creating {}: {e}", self.dest.join(os(&stat.path)).display()))
+        };
+        self.create(&stat).map_err(failed)?;
         let wanted = stat.kind() == Kind::File && stat.size > 0;
         if wanted {
             self.files.insert(id, (self.aside.join(os(&stat.path)), None));
@@ -179,11 +181,19 @@ impl SyncTarget for DirWriter {
 
     fn data(&mut self, id: u32, data: Bytes) -> io::Result<()> {
         let Some((path, file)) = self.files.get_mut(&id) else { return Ok(()) };
+        let (aside, dest) = (&self.aside, &self.dest);
+        let named = |path: &Path, e: io::Error| {
+            let shown = dest.join(path.strip_prefix(aside).unwrap_or(path));
+            io::Error::new(e.kind(), format!("{}: {e}", shown.display()))
+        };
         let file = match file {
             Some(file) => file,
-            None => file.insert(OpenOptions::new().append(true).open(path)?),
+            None => {
+                let opened = OpenOptions::new().append(true).open(&*path);
+                file.insert(opened.map_err(|e| named(path, e))?)
+            }
         };
-        file.write_all(&data)
+        file.write_all(&data).map_err(|e| named(path, e))
     }
 
     fn end(&mut self, id: u32) -> io::Result<()> {

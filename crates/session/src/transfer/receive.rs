@@ -134,7 +134,8 @@ async fn finish<T>(
 }
 
 fn sender_error(packet: &Packet) -> SessionError {
-    SessionError::Protocol(format!("error from sender: {}", String::from_utf8_lossy(&packet.data)))
+    // The peer kept to the protocol; what it could not do is its own to tell.
+    Status::unknown(format!("error from sender: {}", String::from_utf8_lossy(&packet.data))).into()
 }
 
 /// Turns packets into events, checking the listing.

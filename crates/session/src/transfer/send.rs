@@ -159,7 +159,7 @@ async fn converse<S: TreeSource>(
         match packet.r#type() {
             PacketType::PacketErr => {
                 let text = String::from_utf8_lossy(&packet.data);
-                return Err(SessionError::Protocol(format!("error from receiver: {text}")));
+                return Err(Status::unknown(format!("error from receiver: {text}")).into());
             }
             PacketType::PacketReq => {
                 let path = shared.paths.lock().remove(&packet.id);

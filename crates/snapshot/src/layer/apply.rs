@@ -291,3 +291,23 @@ fn hash_zeros(hasher: &mut DigestHasher, mut count: u64) {
         count -= n as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::climbs;
+
+    #[test]
+    fn links_that_leave_the_root() {
+        for (path, target, out) in [
+            ("link", "file", false),
+            ("link", "..", true),
+            ("a/link", "..", false),
+            ("a/link", "../..", true),
+            ("a/link", "b/../../c", false),
+            ("a/link", "./b//../../../c", true),
+            ("a/link", "/../..", false),
+        ] {
+            assert_eq!(climbs(path.as_bytes(), target.as_bytes()), out, "{path} -> {target}");
+        }
+    }
+}
