@@ -17,7 +17,6 @@ pub mod tree;
 
 pub use base::{busybox_layout, busybox_root};
 pub use debian_registry::{Certificates, DebianRegistry};
-pub use debian_registry::DebianRegistry;
 pub use disk::Disk;
 pub use env::TestEnv;
 pub use gate::Gate;

@@ -16,6 +16,7 @@ mod sources;
 mod parallel;
 mod real_work;
 mod registry;
+mod registry_faults;
 mod reproducible;
 mod secrets;
 mod steps;
