@@ -111,6 +111,7 @@ impl Engine {
         if !request.internal {
             self.0.history.completed(&Record::completed(&request, started, &open.build, &outcome));
         }
+        let outcome = outcome.map_err(|error| self.explained(error));
         open.succeeded = outcome.is_ok();
         outcome
     }
@@ -159,6 +160,16 @@ impl Engine {
         response.exporter.extend(crate::cache::export(&bridge, &request.cache_exports, &result).await?);
         self.sync().await;
         Ok(response)
+    }
+
+    /// Adds a hint to an error that says what it is about but not what to do.
+    fn explained(&self, error: EngineError) -> EngineError {
+        let full = error.to_string().contains("No space left on device");
+        if error.hint.is_some() || !full {
+            return error;
+        }
+        let root = self.0.parts.store.root().display().to_string();
+        error.with_hint(format!("the disk of {root} is full; free space there, or with `kiln prune`"))
     }
 
     /// Makes what the build stored durable. A failure costs only the next start some checks.

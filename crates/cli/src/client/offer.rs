@@ -242,7 +242,7 @@ struct Named {
 
 impl Named {
     fn name<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        polled.map_err(|e| io::Error::new(e.kind(), format!("{}: {}", self.path.display(), io_text(&e))))
+        polled.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", self.path.display())))
     }
 }
 

@@ -112,7 +112,7 @@ fn a_file_that_cannot_be_read() {
     }
     env.context(&[("Dockerfile", "FROM scratch\nCOPY . /\n"), ("sub/private", "x")]);
     let private = env.ctx().join("sub/private");
-    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o000)).unwrap();
     let drop = "-dac_override,-dac_read_search";
     let prefix = ["setpriv", "--bounding-set", drop, "--inh-caps", drop];
     let before = listing(&env);
