@@ -10,15 +10,13 @@ mod images;
 mod mounts;
 mod other_tools;
 mod output;
-mod registry;
-mod registry_faults;
-mod sources;
 mod parallel;
 mod real_work;
 mod registry;
 mod registry_faults;
 mod reproducible;
 mod secrets;
+mod sources;
 mod steps;
 
 use kiln_testkit::TestEnv;
