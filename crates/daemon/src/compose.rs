@@ -1,6 +1,6 @@
 //! Builds the engine from its parts: which drivers, which directories.
 
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -87,8 +87,18 @@ fn snapshotter(wanted: Option<&str>) -> Arc<dyn Snapshotter> {
 }
 
 /// Returns a fresh private directory for sockets and bundles of running steps, on a tmpfs where the host has one.
+///
+/// Its name begins with the identity of the root, so that what a killed engine of the same root left can be told from
+/// what others use. The store of the root must be open.
 fn runtime_dir(root: &Path) -> Result<PathBuf, DaemonError> {
-    let name = format!("kiln-{}-{}", std::process::id(), kiln_stdx::rand_id());
+    let meta = std::fs::metadata(root).map_err(|e| start("looking at the root", e))?;
+    let prefix = format!("kiln-{:x}-{:x}-", meta.dev(), meta.ino());
+    for entry in std::fs::read_dir("/run").into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    let name = format!("{prefix}{}", std::process::id());
     for parent in [Path::new("/run"), &root.join("tmp")] {
         let path = parent.join(&name);
         if std::fs::DirBuilder::new().mode(0o700).create(&path).is_ok() {

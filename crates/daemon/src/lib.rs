@@ -13,6 +13,7 @@ mod error;
 mod file;
 mod health;
 mod history;
+mod keep;
 mod kiln;
 mod listen;
 mod processes;

@@ -53,7 +53,10 @@ pub async fn listen(
 }
 
 /// Binds a socket that only its user (and `group`, where given) may use, in place of one that nobody listens on.
-fn bind_unix(
+///
+/// # Errors
+/// The path is in use or cannot be bound; there is no such group.
+pub fn bind_unix(
     path: &Path,
     group: Option<&str>,
     (uid, gid): (Option<u32>, Option<u32>),
@@ -164,6 +167,11 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Counts a connection of a unix socket.
+    pub fn unix(io: UnixStream, connections: &Arc<AtomicUsize>) -> Self {
+        Self::new(Io::Unix(io), connections)
+    }
+
     fn new(io: Io, connections: &Arc<AtomicUsize>) -> Self {
         connections.fetch_add(1, Ordering::SeqCst);
         Self { io, connections: connections.clone() }

@@ -2,20 +2,25 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::stream::SelectAll;
 use kiln_engine::Engine;
-use kiln_session::direct::{DirectListener, socket_path};
+use kiln_session::direct::socket_path;
 use kiln_session::proto::content::content_server::ContentServer;
 use kiln_session::proto::control::control_server::ControlServer;
 use kiln_session::proto::gateway::llb_bridge_server::LlbBridgeServer;
 use kiln_session::proto::health::health_server::HealthServer;
 use kiln_session::proto::kiln_v1::kiln_server::KilnServer;
 use kiln_stdx::limits;
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
@@ -24,13 +29,19 @@ use crate::bridge::BridgeService;
 use crate::content::BlobService;
 use crate::control::ControlService;
 use crate::health::Serving;
+use crate::keep::{self, Direct, Socket};
 use crate::kiln::KilnService;
-use crate::listen::listen;
+use crate::listen::{Counted, Listener, listen};
 use crate::workers::About;
 use crate::{DaemonConfig, DaemonError, compose};
 
 /// How long running calls may take to end once the engine has been told to.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long an engine that was started on demand waits for its turn, and how often it looks.
+const TURN: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(20);
+/// Connections of one socket that may wait to be served.
+const BACKLOG: usize = 64;
 
 /// Runs an engine until it is told to end by SIGTERM or SIGINT, or until it has been idle for long enough.
 ///
@@ -73,36 +84,40 @@ fn own_mount_namespace() {
     }
 }
 
-async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
+async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
     let start = |what| move |source| DaemonError::Start { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(start("waiting for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(start("waiting for signals"))?;
-    let engine = compose::engine(&config)?;
+    let Some(engine) = open(&mut config).await? else { return Ok(()) };
     let connections = Arc::new(AtomicUsize::new(0));
     let stop = CancellationToken::new();
     let mut incoming = SelectAll::new();
     let mut sockets = Vec::new();
-    let mut direct = Vec::new();
+    let mut named = Vec::new();
     for address in &config.addresses {
         for listener in listen(address, config.group.as_deref(), config.settings.socket_owner).await? {
-            if let Some(path) = listener.path() {
-                direct.push(DirectListener::bind(&socket_path(path)));
-                sockets.push(path.to_owned());
+            match listener {
+                Listener::Unix(socket, Some(path)) => {
+                    sockets.push(path.clone());
+                    let direct = Direct::bind(socket_path(&path));
+                    let socket = Socket::new(socket, path, config.group.clone(), config.settings.socket_owner);
+                    named.push((socket, direct));
+                }
+                other => incoming.push(other.connections(&connections)),
             }
-            incoming.push(listener.connections(&connections));
         }
     }
-    for listener in direct {
-        match listener {
-            Ok(listener) => drop(tokio::spawn(listener.serve(engine.parts().sessions.clone(), stop.clone()))),
-            // Clients then send their directories.
-            Err(error) => tracing::warn!(%error, "directories cannot be handed over"),
-        }
+    let dirs: Vec<&Path> = sockets.iter().filter_map(|path| path.parent()).collect();
+    let changed = keep::watch(&dirs);
+    for (socket, direct) in named {
+        let (accepted, streams) = mpsc::channel(BACKLOG);
+        let counter = connections.clone();
+        let counted = ReceiverStream::new(streams).map(move |c| c.map(|io| Counted::unix(io, &counter)));
+        incoming.push(Box::pin(counted));
+        tokio::spawn(socket.serve(accepted, changed.clone(), stop.clone()));
+        tokio::spawn(direct.serve(engine.parts().sessions.clone(), changed.clone(), stop.clone()));
     }
-    if let Some(fd) = config.ready_fd {
-        // A starter that is gone no longer cares.
-        let _ = File::from(fd).write_all(b"ready\n");
-    }
+    ready(&mut config);
     let about =
         About { build_id: config.build_id, labels: config.settings.labels, platforms: config.settings.platforms };
     let idle = idle(engine.clone(), connections, config.idle_timeout);
@@ -132,6 +147,34 @@ async fn serve(config: DaemonConfig) -> Result<(), DaemonError> {
         tracing::warn!(%error, "cannot sync the store");
     }
     result.map_err(|e| DaemonError::Start { what: "serving", source: std::io::Error::other(e) })
+}
+
+/// Tells the starter that clients are served.
+fn ready(config: &mut DaemonConfig) {
+    if let Some(fd) = config.ready_fd.take() {
+        // A starter that is gone no longer cares.
+        let _ = File::from(fd).write_all(b"ready\n");
+    }
+}
+
+/// Opens the state. An engine that was started on demand waits a while for one that is just ending or has lost its
+/// sockets; none when that one answers again.
+async fn open(config: &mut DaemonConfig) -> Result<Option<Engine>, DaemonError> {
+    let deadline = tokio::time::Instant::now() + TURN;
+    loop {
+        match compose::engine(config) {
+            Err(DaemonError::InUse { .. }) if config.ready_fd.is_some() && tokio::time::Instant::now() < deadline => {}
+            opened => return opened.map(Some),
+        }
+        let paths = config.addresses.iter().filter_map(|address| address.strip_prefix("unix://"));
+        for path in paths {
+            if UnixStream::connect(path).await.is_ok() {
+                ready(config);
+                return Ok(None);
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 fn router(engine: &Engine, about: About) -> Router {

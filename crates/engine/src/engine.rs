@@ -116,6 +116,8 @@ impl Engine {
         outcome
     }
 
+    /// Builds, and once more where damage came to light that no check before use can see: what was damaged has been
+    /// repaired or dropped by then.
     async fn run(&self, open: &OpenBuild, request: &SolveRequest) -> Result<SolveResponse, EngineError> {
         for name in &request.entitlements {
             // What the engine does not allow is refused also where no step would need it.
@@ -126,6 +128,19 @@ impl Engine {
         }
         crate::export::check(&request.exporters)?;
         crate::cache::check(&request.cache_exports)?;
+        let store = self.0.parts.store.clone();
+        let swept = tokio::task::spawn_blocking(move || store.finish_sweep()).await;
+        swept.map_err(|e| EngineError::from_error(ErrorClass::Bug, e))?;
+        match self.attempt(open, request).await {
+            Err(error) if error.class() == ErrorClass::Damage && !is_driven_by_client(request) => {
+                tracing::warn!(%error, "building again after damage");
+                self.attempt(open, request).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn attempt(&self, open: &OpenBuild, request: &SolveRequest) -> Result<SolveResponse, EngineError> {
         let spec = JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new() };
         let job = self.0.solver.job(spec).await?;
         let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), job);
@@ -134,7 +149,7 @@ impl Engine {
         for import in &request.cache_imports {
             crate::cache::import(&bridge, import).await?;
         }
-        let result = if request.frontend.is_empty() && request.definition.is_none() {
+        let result = if is_driven_by_client(request) {
             self.driven_by_client(open, &bridge).await?
         } else {
             let frontend = FrontendRequest {
@@ -285,6 +300,11 @@ fn with_epoch(mut result: FrontendResult, request: &SolveRequest) -> FrontendRes
         result.metadata.insert(KEY.to_owned(), epoch.clone().into_bytes());
     }
     result
+}
+
+/// Tells whether the client makes the graph itself, over the gateway.
+fn is_driven_by_client(request: &SolveRequest) -> bool {
+    request.frontend.is_empty() && request.definition.is_none()
 }
 
 /// Keeps a build registered; dropping it ends the build's events and, after a while, forgets it.

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use kiln_exporter::{ExportContext, ExportError, ExportProgress, ExportSource, Exporter, PlatformResult};
 use kiln_oci::Platform;
-use kiln_stdx::{Digest, limits};
-use kiln_store::Blob;
+use kiln_stdx::{Digest, ErrorClass, fault, limits};
+use kiln_store::{Blob, Layer};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
@@ -16,6 +16,7 @@ use crate::attest::FrontendAttestation;
 use crate::bridge::{Bridge, FrontendResult, ResultRefs};
 use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
+use crate::parts::Parts;
 use crate::remote::Origins;
 use crate::request::{ExporterSpec, SolveRequest, SolveResponse};
 use crate::session::SessionCredentials;
@@ -77,10 +78,34 @@ pub async fn run(
         let vertex = bridge.build().start(exporter.kind().vertex_name());
         let progress = Arc::new(VertexProgress::new(bridge.build().clone(), vertex.digest()));
         let outcome = one(bridge, request, spec, number, &exporter, &source, progress).await;
+        if let Err(error) = &outcome
+            && error.class() == ErrorClass::Damage
+        {
+            examine(bridge.parts(), &source).await;
+        }
         vertex.end(outcome.as_ref().err().map(ToString::to_string));
         response.exporter.extend(outcome?);
     }
     Ok(response)
+}
+
+/// Reads every byte of a result that an export found damaged, so that what is not good is repaired or dropped and the
+/// next attempt makes it anew.
+async fn examine(parts: &Parts, source: &ExportSource) {
+    let references: Vec<_> = source.entries.iter().filter_map(|entry| entry.reference.clone()).collect();
+    let store = parts.store.clone();
+    let looked = parts.blocking(move || {
+        for reference in references {
+            let blobs = reference.layers().iter().flat_map(Layer::descriptors).map(|d| d.digest);
+            blobs.for_each(|digest| drop(store.verify_blob(&digest)));
+            // The answer is in what is left of the reference.
+            let _ = store.check_digests(&reference);
+        }
+        Ok(())
+    });
+    if let Err(error) = looked.await {
+        tracing::warn!(%error, "cannot examine a damaged result");
+    }
 }
 
 async fn one(
@@ -104,9 +129,11 @@ async fn one(
     };
     // Dropping this future, as a cancelled build does, calls off the blocking part too.
     let _cancel = context.cancel.clone().drop_guard();
+    fault::point("engine.export.start")?;
     let _layers = bring(bridge, exporter, source, &fetching).await?;
     let (exporter_copy, source_copy) = (exporter.clone(), source.clone());
     let built = parts.blocking(move || Ok(exporter_copy.build(&context, &source_copy)?)).await?;
+    fault::point("engine.export.built")?;
     if request.session.is_empty() {
         built.deliver_to_store().await?;
         let nobody: kiln_registry::Credentials = Arc::new(kiln_registry::Anonymous);
@@ -118,6 +145,7 @@ async fn one(
         let credentials: kiln_registry::Credentials = SessionCredentials::new(Some(session));
         built.push(&parts.registry, &credentials).await?;
     }
+    fault::point("engine.export.done")?;
     Ok(built.response)
 }
 
@@ -299,7 +327,6 @@ impl ExportProgress for VertexProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_stdx::ErrorClass;
 
     #[test]
     fn bad_outputs_are_refused_before_work_starts() {

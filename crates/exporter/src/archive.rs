@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_oci::{Descriptor, Index, Reference, media, to_ordered_json};
+use kiln_stdx::fault;
 use serde::Serialize;
 
 use crate::commit::BuiltImage;
@@ -79,6 +80,7 @@ impl Archive {
         }
         for (path, file) in &self.files {
             self.context.check_canceled()?;
+            fault::point("exporter.archive.entry").map_err(write)?;
             tar_stream::write_plain(out, path, file.size()).map_err(write)?;
             file.copy_to(&self.context, out, &mut |n| status.add(n))?;
             tar_stream::write_padding(out, file.size()).map_err(write)?;

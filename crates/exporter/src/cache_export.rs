@@ -13,7 +13,7 @@ use kiln_store::{BlobOptions, ImmutableRef, Layer, LayerBlob, StoreError};
 use crate::cacheconfig::{self, CREATED_AT, CacheForm, CacheNode, DESCRIPTION, UNCOMPRESSED};
 use crate::content::{Content, Data};
 use crate::context::ExportContext;
-use crate::error::Result;
+use crate::error::{ExportError, Result};
 use crate::image_config::format_seconds;
 use crate::progress::Status;
 use crate::{push, send};
@@ -147,10 +147,10 @@ impl BuiltCache {
 /// Returns a compressed form of a layer, fetching its blob where only that can give it.
 pub(crate) fn layer_blob(context: &ExportContext, layer: &Layer, wanted: &BlobOptions) -> Result<LayerBlob> {
     match context.store.layer_blob(layer, wanted) {
-        Err(StoreError::MissingBlob(digest)) => {
-            context.remote.fetch(layer, &digest)?;
-            Ok(context.store.layer_blob(layer, wanted)?)
-        }
+        Err(StoreError::MissingBlob(digest)) => match context.remote.fetch(layer, &digest) {
+            Ok(_) => Ok(context.store.layer_blob(layer, wanted)?),
+            Err(error) => from_files(context, layer, wanted, &digest, error),
+        },
         other => Ok(other?),
     }
 }
@@ -162,16 +162,28 @@ pub(crate) fn layer_blob_here(context: &ExportContext, layer: &Layer, wanted: &B
     if found.blob.is_some() {
         return Ok(found);
     }
-    match context.remote.fetch(layer, &found.descriptor.digest) {
+    let digest = found.descriptor.digest;
+    match context.remote.fetch(layer, &digest) {
         Ok(blob) => {
             found.blob = Some(blob);
             Ok(found)
         }
-        Err(error) if layer.is_unpacked() && error.class() != kiln_stdx::ErrorClass::Canceled => {
-            let what = format!("layer {} cannot be fetched again and is made from its files", found.descriptor.digest);
-            context.progress.warn(&format!("{what}: {error}"));
-            Ok(context.store.layer_blob(layer, &BlobOptions { here: true, ..wanted.clone() })?)
-        }
-        Err(error) => Err(error),
+        Err(error) => from_files(context, layer, wanted, &digest, error),
     }
+}
+
+/// Makes a form of a layer whose own blob cannot be fetched, for the reason `error`, from its files where these are here.
+fn from_files(
+    context: &ExportContext,
+    layer: &Layer,
+    wanted: &BlobOptions,
+    digest: &Digest,
+    error: ExportError,
+) -> Result<LayerBlob> {
+    if !layer.is_unpacked() || error.class() == kiln_stdx::ErrorClass::Canceled {
+        return Err(error);
+    }
+    let what = format!("layer {digest} cannot be fetched again and is made from its files");
+    context.progress.warn(&format!("{what}: {error}"));
+    Ok(context.store.layer_blob(layer, &BlobOptions { here: true, ..wanted.clone() })?)
 }

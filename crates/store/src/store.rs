@@ -6,6 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kiln_oci::ChainId;
@@ -82,6 +83,8 @@ pub(crate) struct Inner {
     pub images: ImageTable,
     pub mounts: MountTable,
     pub indexes: ContextIndexes,
+    /// The thread that clears what earlier sessions left, until somebody has waited for it.
+    sweeping: Mutex<Option<JoinHandle<()>>>,
     /// Held as long as the store is open. The last field: everything else is closed before another may come in.
     _lock: [fs::File; 2],
 }
@@ -107,7 +110,7 @@ impl Store {
         for dir in Layout::DIRS {
             disk::ensure_dir(&layout.root.join(dir))?;
         }
-        sweep(&layout);
+        let sweeping = sweep(&layout);
         crate::partial::sweep(&layout);
         let meta = Meta::open(layout.meta(), layout.damaged(), log.clone());
         let inner = Arc::new(Inner {
@@ -128,6 +131,7 @@ impl Store {
             mounts: MountTable::default(),
             indexes: ContextIndexes::default(),
             layout,
+            sweeping: Mutex::new(sweeping),
             _lock: lock,
         });
         inner.load_layers();
@@ -165,6 +169,16 @@ impl Store {
     /// The sync failed; the next call tries again.
     pub fn close_epoch(&self) -> Result<()> {
         self.0.epochs.close(&self.0.layout, &self.0.meta)
+    }
+
+    /// Waits until what earlier sessions left half done is gone: opening the store only puts it aside. Free after the
+    /// first call.
+    pub fn finish_sweep(&self) {
+        let mut sweeping = self.0.sweeping.lock();
+        if let Some(thread) = sweeping.take() {
+            // A panic there has left some files, which the next opening tries again.
+            let _ = thread.join();
+        }
     }
 
     /// A fresh path on the store's file system, swept away at the next open if it is still there then.
@@ -280,7 +294,7 @@ fn parse_version(bytes: &[u8]) -> Option<u32> {
 }
 
 /// Clears what earlier sessions left half done. The renames are quick; the deleting goes on in the background.
-fn sweep(layout: &Layout) {
+fn sweep(layout: &Layout) -> Option<JoinHandle<()>> {
     let mut victims = Vec::new();
     for entry in fs::read_dir(layout.root.join("tmp")).into_iter().flatten().flatten() {
         victims.push(entry.path());
@@ -292,14 +306,13 @@ fn sweep(layout: &Layout) {
         }
     }
     if victims.is_empty() {
-        return;
+        return None;
     }
     let sweep = move || {
         for victim in victims {
             let _ = disk::remove_tree(&victim);
         }
     };
-    if let Err(e) = std::thread::Builder::new().name("kiln-sweep".into()).spawn(sweep) {
-        tracing::warn!(error = %e, "cannot clear temporary files");
-    }
+    let started = std::thread::Builder::new().name("kiln-sweep".into()).spawn(sweep);
+    started.map_err(|e| tracing::warn!(error = %e, "cannot clear temporary files")).ok()
 }

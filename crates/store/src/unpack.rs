@@ -13,7 +13,7 @@ use crate::disk;
 use crate::error::{IoContext, Result, StoreError};
 use crate::layer::Layer;
 use crate::layout::LayerDir;
-use crate::record::Variant;
+use crate::record::{LayerRecord, Variant};
 use crate::refs::ImmutableRef;
 use crate::store::{Inner, Store};
 
@@ -108,6 +108,11 @@ impl Store {
 }
 
 impl Inner {
+    /// Tells whether the original archive of a layer can be had from some form that is here.
+    fn has_archive(&self, record: &LayerRecord) -> bool {
+        record.variants.iter().any(|v| v.epoch.is_none() && self.blob(&v.descriptor.digest, false).is_some())
+    }
+
     fn find_variant(&self, layer: &Layer, options: &BlobOptions) -> Option<LayerBlob> {
         let record = layer.cell.record();
         let name = compression_name(&options.compression);
@@ -135,7 +140,8 @@ impl Inner {
                 None => {}
             }
         }
-        remote
+        // A form that is elsewhere need not be fetched where it can be made.
+        remote.filter(|_| !self.has_archive(&record))
     }
 
     /// Makes a blob from the layer's files, or from another blob of it that has the same archive inside.
@@ -166,6 +172,11 @@ impl Inner {
                     return Err(StoreError::Mismatch { expected: diff_id, got });
                 }
                 (blob, diff_id)
+            }
+            // Whoever asks fetches that archive, and asks again for another made from the files where it cannot be had.
+            None if !options.here && options.epoch.is_none() && record.variants.iter().any(is_pulled) => {
+                let pulled = record.variants.iter().find(|v| is_pulled(v)).map(|v| v.descriptor.digest);
+                return Err(pulled.map_or(StoreError::Lazy(layer.id()), StoreError::MissingBlob));
             }
             None if record.unpacked.is_none() => {
                 let missing = record.variants.first().map(|v| v.descriptor.digest);
@@ -224,6 +235,7 @@ impl Inner {
         aside: &LayerDir,
     ) -> Result<()> {
         fs::create_dir(aside.fs()).at("create", &aside.fs())?;
+        fault::point("store.unpack.start").at("unpack", &aside.fs())?;
         let archive = open_archive(blob).map_err(kiln_snapshot::Error::Input)?;
         let applied = snapshot::apply(archive, &aside.fs(), lower, &parents.dirs())?;
         if applied.diff_id != expected {
@@ -273,6 +285,11 @@ fn parse_compression(name: &str) -> Option<Compression> {
     let kinds = [Compression::NONE, Compression::GZIP, Compression::ZSTD];
     let found = kinds.iter().find(|c| kind_name(c) == kind)?;
     Some(Compression { level, ..*found })
+}
+
+/// Tells whether a form came as it is from elsewhere.
+fn is_pulled(variant: &Variant) -> bool {
+    variant.compression.is_empty()
 }
 
 /// The compression of a pulled blob, by its media type.

@@ -3,7 +3,7 @@
 use kiln_executor::{ExtraHost, NetworkMode, ProcessSpec, Resources, SecurityMode, Ulimit};
 use kiln_llb::op::{ExecMeta, NetMode, ProxyEnv};
 use kiln_solver::OpContext;
-use kiln_stdx::{ErrorClass, rand_id};
+use kiln_stdx::{ErrorClass, fault, rand_id};
 use kiln_store::ImmutableRef;
 
 use super::Exec;
@@ -44,6 +44,7 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
             None => return Err(EngineError::user(format!("secret {}: not found", wanted.id))),
         }
     }
+    fault::point("engine.step.start")?;
     let (io, pump) = LogPump::start(cx, &secrets);
     let ran = exec.parts.executor.run(spec, io, cx.cancel().clone()).await;
     let tail = pump.finish().await;
@@ -56,6 +57,7 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
     if cx.cancel().is_cancelled() {
         return Err(EngineError::canceled());
     }
+    fault::point("engine.step.end")?;
     if !exit.is_success(&exec.op.meta.valid_exit_codes) {
         return Err(failed(exec, &exit, &tail));
     }

@@ -1,0 +1,189 @@
+//! One build whose engine is killed in the midst of it, seen from outside: when the engine died, when the client gave
+//! up, what was left and for how long.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use kiln_testkit::Run;
+
+use crate::processes::{Family, Process, engines};
+use crate::project::DEADLINE;
+
+/// What a client may take to end once its engine is dead.
+const CLIENT: Duration = Duration::from_secs(5);
+/// What steps and mounts may take.
+const STEPS: Duration = Duration::from_secs(1);
+/// How often the engine's descendants are looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What is left of a killed engine that only the next one can clear.
+pub struct Remains {
+    /// Names in `drafts/` and `tmp/`.
+    pub files: BTreeSet<PathBuf>,
+    groups: BTreeSet<String>,
+    engine: i32,
+    /// How many processes the engine had started.
+    pub processes: usize,
+    /// How long the client and the last process took to end.
+    pub took: [Duration; 2],
+}
+
+/// Starts the client and waits for the death of its engine: by a fault hook, or here when the client prints `mark`.
+///
+/// # Errors
+/// The engine does not die, something outlives it, or the client hangs or does not tell of an error.
+pub fn killed(root: &Path, client: Run, mark: Option<&str>) -> Result<Remains, String> {
+    let mut client = Client::start(client);
+    let mut family = Family::default();
+    let deadline = Instant::now() + DEADLINE;
+    let mut engine: Option<Process> = None;
+    let died = loop {
+        if Instant::now() > deadline {
+            return Err(format!("the engine does not die\n{}", client.text()));
+        }
+        let Some(process) = &engine else {
+            if client.ended() {
+                return Err(format!("the build ended without its engine being killed\n{}", client.text()));
+            }
+            engine = engines(root).into_iter().next();
+            client.read(LOOK);
+            continue;
+        };
+        family.look(process.id);
+        if mark.is_some_and(|mark| client.said(mark)) {
+            family.look(process.id);
+            process.kill();
+        }
+        if process.gone_within(LOOK) {
+            break Instant::now();
+        }
+        client.read(Duration::ZERO);
+        // A dying engine closes its sockets first.
+        if client.ended() && !process.gone_within(STEPS) {
+            return Err(format!("the build ended without its engine being killed\n{}", client.text()));
+        }
+    };
+    let engine = engine.map_or(0, |process| process.id);
+    let mut gone = None;
+    while gone.is_none() || !client.ended() {
+        client.read(LOOK);
+        let left = if gone.is_none() { family.left() } else { Vec::new() };
+        if left.is_empty() {
+            gone.get_or_insert_with(|| died.elapsed());
+        } else if died.elapsed() > STEPS {
+            return Err(format!("outlives the engine by {STEPS:?}: {left:?}\n{}", client.text()));
+        }
+        if !client.ended() && died.elapsed() > CLIENT {
+            return Err(format!("the client outlives the engine by {CLIENT:?}\n{}", client.text()));
+        }
+    }
+    let took = [died.elapsed(), gone.unwrap_or_default()];
+    client.check()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if mounts.lines().any(|line| line.contains(&format!("{}/", root.display()))) {
+        return Err(format!("a mount is left\n{mounts}"));
+    }
+    let processes = family.len();
+    Ok(Remains { files: unfinished(root), groups: family.groups, engine, processes, took })
+}
+
+/// Returns what lies in the directories for unfinished things.
+fn unfinished(root: &Path) -> BTreeSet<PathBuf> {
+    let dirs = ["drafts", "tmp"].map(|name| fs::read_dir(root.join(name)));
+    dirs.into_iter().flatten().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+impl Remains {
+    /// Says what is still there of it; to be asked after the next build.
+    pub fn left(&self, root: &Path) -> Vec<String> {
+        let mut left: Vec<String> =
+            unfinished(root).intersection(&self.files).map(|path| path.display().to_string()).collect();
+        let suffix = format!("-{}", self.engine);
+        for entry in fs::read_dir("/run").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("kiln-") && name.ends_with(&suffix) {
+                left.push(entry.path().display().to_string());
+            }
+        }
+        let tops = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let groups = self.groups.iter().flat_map(|group| tops.map(|top| top.join(group)));
+        left.extend(groups.filter(|group| group.is_dir()).map(|group| group.display().to_string()));
+        left
+    }
+}
+
+/// A running client, and what it has printed so far.
+struct Client {
+    child: Child,
+    lines: Receiver<String>,
+    said: Vec<String>,
+    code: Option<Option<i32>>,
+}
+
+impl Client {
+    fn start(run: Run) -> Self {
+        let mut child = run.spawn();
+        let (sender, lines) = channel();
+        let streams: [Option<Box<dyn std::io::Read + Send>>; 2] =
+            [child.stdout.take().map(|s| Box::new(s) as _), child.stderr.take().map(|s| Box::new(s) as _)];
+        for stream in streams.into_iter().flatten() {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Self { child, lines, said: Vec::new(), code: None }
+    }
+
+    /// Takes what has been printed, waiting at most for `limit` for something.
+    fn read(&mut self, limit: Duration) {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => {
+                self.said.push(line);
+                self.said.extend(self.lines.try_iter());
+            }
+            // The streams are closed: there is only the end to wait for.
+            Err(RecvTimeoutError::Disconnected) if !self.ended() => std::thread::sleep(limit),
+            Err(_) => {}
+        }
+    }
+
+    fn said(&self, mark: &str) -> bool {
+        self.said.iter().any(|line| line.ends_with(mark))
+    }
+
+    fn ended(&mut self) -> bool {
+        if self.code.is_none() {
+            self.code = self.child.try_wait().ok().flatten().map(|status| status.code());
+        }
+        self.code.is_some()
+    }
+
+    fn text(&self) -> String {
+        self.said.join("\n")
+    }
+
+    /// Checks that the client failed and said why.
+    fn check(&mut self) -> Result<(), String> {
+        self.said.extend(self.lines.iter());
+        let failed = self.code.flatten().is_some_and(|code| code != 0);
+        let told = self.said.iter().any(|line| line.starts_with("ERROR: "));
+        if failed && told { Ok(()) } else { Err(format!("the client ends with {:?}\n{}", self.code, self.text())) }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
