@@ -1,13 +1,14 @@
 //! Copies of the disk under a working engine, as power loss at that moment would leave it: each mounts, opens and
 //! builds what a cold root does.
 
-use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
 
 use kiln_testkit::TestEnv;
 
 use crate::choices::{Choices, number, seed, share};
+use crate::client::Client;
 use crate::disk::{Disk, isolate};
-use crate::project::{Packing, Project};
+use crate::project::{DEADLINE, Packing, Project};
 
 /// Copies taken during one build.
 const PER_BUILD: usize = 4;
@@ -18,23 +19,27 @@ fn build_and_copy(project: &Project, disk: &Disk, first: usize, choices: &mut Ch
     let mut at: Vec<usize> = (0..PER_BUILD).map(|_| 1 + choices.below(110)).collect();
     at.sort_unstable();
     let sync_at = if choices.below(2) == 0 { choices.below(110) } else { usize::MAX };
-    let mut child = project.build(Packing::ALL[choices.below(3)]).spawn();
-    let progress = child.stderr.take().ok_or("no progress")?;
-    let mut taken = 0;
-    let mut text = Vec::new();
-    for (number, line) in BufReader::new(progress).lines().map_while(Result::ok).enumerate() {
-        text.push(line);
-        if number == sync_at {
+    let mut client = Client::start(project.build(Packing::ALL[choices.below(3)]));
+    let deadline = Instant::now() + DEADLINE;
+    let (mut taken, mut synced) = (0, false);
+    while !client.ended() {
+        client.read(Duration::from_millis(10));
+        let lines = client.said.len();
+        if lines >= sync_at && !synced {
+            synced = true;
             disk.write_back()?;
         }
-        while at.get(taken).is_some_and(|at| *at <= number) {
+        while at.get(taken).is_some_and(|at| *at <= lines) {
             disk.copy(first + taken)?;
             taken += 1;
         }
+        if Instant::now() > deadline {
+            return Err(format!("the build hangs\n{}", client.text()));
+        }
     }
-    let status = child.wait().map_err(|e| e.to_string())?;
-    if !status.success() {
-        return Err(format!("the build fails\n{}\n{}", text.join("\n"), project.engine_log()));
+    if client.code.flatten() != Some(0) {
+        client.read(Duration::from_secs(1));
+        return Err(format!("the build fails\n{}\n{}", client.text(), project.engine_log()));
     }
     for n in taken..PER_BUILD {
         disk.copy(first + n)?;
@@ -48,23 +53,31 @@ fn set_seeds(project: &Project, value: &str) {
     }
 }
 
-/// Builds on copy `n`, twice: as it was, and with something changed.
-fn check_copy(disk: &Disk, n: usize, driver: &'static str, seeds: &str) -> Result<bool, String> {
+/// Builds on copy `n`, twice: as it was, and with something changed. Tells whether the copy's journal had something to
+/// replay, and whether the engine found damage.
+fn check_copy(disk: &Disk, n: usize, driver: &'static str, seeds: &str) -> Result<[bool; 2], String> {
     let mut choices = Choices::new(seed(), 8_000 + n as u64);
     let (mounted, replayed) = disk.mount_copy(n)?;
     let outcome = {
         let env = TestEnv::new(env!("CARGO_BIN_EXE_kiln")).with_root(mounted.join("root"));
         let project = Project::new(env, driver).ok_or("no busybox")?;
         set_seeds(&project, seeds);
+        let before = damage_told(&project);
         let outcome = project.check(Packing::ALL[choices.below(3)]).and_then(|_| {
             project.set_seed("tools", "another");
             project.check(Packing::ALL[choices.below(3)])
         });
         project.stop();
-        outcome
+        outcome.map(|_| damage_told(&project) > before)
     };
     disk.drop_copy(n)?;
-    outcome.map(|_| replayed)
+    outcome.map(|damaged| [replayed, damaged])
+}
+
+/// Returns how often the engines of the root have logged damage.
+fn damage_told(project: &Project) -> usize {
+    let log = std::fs::read(project.env.root().join("engine.log")).unwrap_or_default();
+    String::from_utf8_lossy(&log).matches("store damage").count()
 }
 
 fn copies(total: usize) -> Result<String, String> {
@@ -72,7 +85,7 @@ fn copies(total: usize) -> Result<String, String> {
     let disk = Disk::new(base.path())?;
     let mut choices = Choices::new(seed(), 7_000);
     let only = number("KILN_HARNESS_COPY");
-    let (mut replayed, mut failures) = (0, Vec::new());
+    let (mut seen, mut failures) = ([0; 2], Vec::new());
     let mut first = 0;
     while first < total {
         let driver = ["overlay", "copy"][(first / PER_BUILD) % 2];
@@ -85,15 +98,16 @@ fn copies(total: usize) -> Result<String, String> {
         drop(project);
         for n in first..first + PER_BUILD {
             let wanted = n < total && only.is_none_or(|only| only == n);
-            match if wanted { check_copy(&disk, n, driver, &seeds) } else { Ok(false) } {
-                Ok(again) => replayed += usize::from(again),
+            match if wanted { check_copy(&disk, n, driver, &seeds) } else { Ok([false; 2]) } {
+                Ok(found) => seen = [0, 1].map(|i| seen[i] + usize::from(found[i])),
                 Err(text) => failures.push(format!("copy {n}, driver {driver}: {text}")),
             }
         }
         first += PER_BUILD;
     }
     if failures.is_empty() {
-        return Ok(format!("{total} copies, {replayed} with a journal to replay"));
+        let [replayed, damaged] = seen;
+        return Ok(format!("{total} copies, {replayed} with a journal to replay, {damaged} with damage"));
     }
     let repeat = format!("KILN_HARNESS_SEED={} KILN_HARNESS_ROUNDS=500", seed());
     Err(format!("{} of {total} copies failed, repeat with {repeat}\n{}", failures.len(), failures.join("\n\n")))

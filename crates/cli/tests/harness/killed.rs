@@ -3,14 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Child;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use kiln_testkit::Run;
 
+use crate::client::Client;
 use crate::processes::{Family, Process, engines};
 use crate::project::DEADLINE;
 
@@ -114,76 +112,5 @@ impl Remains {
         let groups = self.groups.iter().flat_map(|group| tops.map(|top| top.join(group)));
         left.extend(groups.filter(|group| group.is_dir()).map(|group| group.display().to_string()));
         left
-    }
-}
-
-/// A running client, and what it has printed so far.
-struct Client {
-    child: Child,
-    lines: Receiver<String>,
-    said: Vec<String>,
-    code: Option<Option<i32>>,
-}
-
-impl Client {
-    fn start(run: Run) -> Self {
-        let mut child = run.spawn();
-        let (sender, lines) = channel();
-        let streams: [Option<Box<dyn std::io::Read + Send>>; 2] =
-            [child.stdout.take().map(|s| Box::new(s) as _), child.stderr.take().map(|s| Box::new(s) as _)];
-        for stream in streams.into_iter().flatten() {
-            let sender = sender.clone();
-            std::thread::spawn(move || {
-                for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                    if sender.send(line).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        Self { child, lines, said: Vec::new(), code: None }
-    }
-
-    /// Takes what has been printed, waiting at most for `limit` for something.
-    fn read(&mut self, limit: Duration) {
-        match self.lines.recv_timeout(limit) {
-            Ok(line) => {
-                self.said.push(line);
-                self.said.extend(self.lines.try_iter());
-            }
-            // The streams are closed: there is only the end to wait for.
-            Err(RecvTimeoutError::Disconnected) if !self.ended() => std::thread::sleep(limit),
-            Err(_) => {}
-        }
-    }
-
-    fn said(&self, mark: &str) -> bool {
-        self.said.iter().any(|line| line.ends_with(mark))
-    }
-
-    fn ended(&mut self) -> bool {
-        if self.code.is_none() {
-            self.code = self.child.try_wait().ok().flatten().map(|status| status.code());
-        }
-        self.code.is_some()
-    }
-
-    fn text(&self) -> String {
-        self.said.join("\n")
-    }
-
-    /// Checks that the client failed and said why.
-    fn check(&mut self) -> Result<(), String> {
-        self.said.extend(self.lines.iter());
-        let failed = self.code.flatten().is_some_and(|code| code != 0);
-        let told = self.said.iter().any(|line| line.starts_with("ERROR: "));
-        if failed && told { Ok(()) } else { Err(format!("the client ends with {:?}\n{}", self.code, self.text())) }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -5,6 +5,7 @@
 //! grow with it. `KILN_HARNESS_SEED=n` chooses other rounds. What fails names the variable that repeats it.
 
 mod choices;
+mod client;
 mod crash;
 mod damage;
 mod disk;
