@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct Remains {
     /// Names in `drafts/` and `tmp/`.
     pub files: BTreeSet<PathBuf>,
-    groups: BTreeSet<String>,
+    groups: BTreeSet<PathBuf>,
     engine: i32,
     /// How many processes the engine had started.
     pub processes: usize,
@@ -108,9 +108,7 @@ impl Remains {
                 left.push(entry.path().display().to_string());
             }
         }
-        let tops = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
-        let groups = self.groups.iter().flat_map(|group| tops.map(|top| top.join(group)));
-        left.extend(groups.filter(|group| group.is_dir()).map(|group| group.display().to_string()));
+        left.extend(self.groups.iter().filter(|group| group.is_dir()).map(|group| group.display().to_string()));
         left
     }
 }

@@ -61,13 +61,8 @@ fn all() -> Vec<i32> {
 pub struct Family {
     /// Start time by process id: an id that is used again has another.
     members: BTreeMap<i32, u64>,
-    /// Mount namespaces, as `/proc` names them.
-    namespaces: BTreeSet<PathBuf>,
-    /// The latest start of any process at the last look. The number of a mount namespace that has gone is used again at
-    /// once, by somebody who starts later.
-    latest: u64,
-    /// Control groups of the steps, below the top of their hierarchy.
-    pub groups: BTreeSet<String>,
+    /// Control groups of the steps; their names are never used again, as those of mount namespaces are.
+    pub groups: BTreeSet<PathBuf>,
 }
 
 impl Family {
@@ -79,7 +74,6 @@ impl Family {
                 parents.insert(id, (parent, state, start));
             }
         }
-        self.latest = parents.values().map(|(_, _, start)| *start).max().unwrap_or_default();
         let mut found = BTreeSet::from([engine]);
         loop {
             let more: Vec<i32> = parents
@@ -94,19 +88,11 @@ impl Family {
         }
         for id in found {
             let Some((_, _, start)) = parents.get(&id) else { continue };
-            if id != engine && self.members.insert(id, *start).is_none() {
+            if id != engine {
+                self.members.insert(id, *start);
+                // A process joins its group some time after its start.
                 self.note_group(id);
             }
-            if let Ok(namespace) = std::fs::read_link(format!("/proc/{id}/ns/mnt")) {
-                self.namespaces.insert(namespace);
-            }
-        }
-        // Before an engine has its own, it is in ours.
-        if let Ok(ours) = std::fs::read_link("/proc/self/ns/mnt") {
-            self.namespaces.remove(&ours);
-        }
-        if let Ok(ours) = std::fs::read_link("/proc/thread-self/ns/mnt") {
-            self.namespaces.remove(&ours);
         }
     }
 
@@ -114,7 +100,9 @@ impl Family {
         let text = std::fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap_or_default();
         let paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
         let ours = paths.filter(|path| path.split('/').any(|part| part.starts_with("kiln")));
-        self.groups.extend(ours.map(|path| path.trim_start_matches('/').to_owned()));
+        let tops = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let dirs = ours.flat_map(|path| tops.map(|top| top.join(path.trim_start_matches('/'))));
+        self.groups.extend(dirs.filter(|dir| dir.is_dir()));
     }
 
     /// Returns how many processes there were besides the engine.
@@ -122,27 +110,21 @@ impl Family {
         self.members.len()
     }
 
-    /// Returns what is left: processes that live, and processes in one of the mount namespaces.
+    /// Returns what is left: processes that were seen, and processes in the control groups of the steps. Their mounts are
+    /// in mount namespaces of their own, which go with the last of them.
     pub fn left(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for id in all() {
-            let Some((_, state, start)) = stat(id) else { continue };
-            if matches!(state, 'Z' | 'X') {
-                continue;
-            }
-            let line = || {
-                let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&line).replace('\0', " ")
-            };
-            if self.members.get(&id) == Some(&start) {
-                left.push(format!("process {id} ({})", line()));
-            } else if start <= self.latest
-                && std::fs::read_link(format!("/proc/{id}/ns/mnt")).is_ok_and(|ns| self.namespaces.contains(&ns))
-            {
-                left.push(format!("process {id} in a mount namespace of the engine's ({})", line()));
-            }
+        let alive = |id: &i32| stat(*id).filter(|(_, state, _)| !matches!(state, 'Z' | 'X')).map(|(_, _, start)| start);
+        let mut left: BTreeSet<i32> =
+            self.members.iter().filter(|(id, start)| alive(id) == Some(**start)).map(|(id, _)| *id).collect();
+        for group in &self.groups {
+            let ids = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            left.extend(ids.split_whitespace().filter_map(|id| id.parse().ok()).filter(|id| alive(id).is_some()));
         }
-        left
+        let shown = |id: i32| {
+            let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            format!("process {id} ({})", String::from_utf8_lossy(&line).replace('\0', " "))
+        };
+        left.into_iter().map(shown).collect()
     }
 }
 
