@@ -112,7 +112,8 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
     for (socket, direct) in named {
         let (accepted, streams) = mpsc::channel(BACKLOG);
         let counter = connections.clone();
-        let counted = ReceiverStream::new(streams).map(move |c| c.map(|io| Counted::unix(io, &counter)));
+        let counted = ReceiverStream::new(streams)
+            .map(move |c: std::io::Result<UnixStream>| c.map(|io| Counted::unix(io, &counter)));
         incoming.push(Box::pin(counted));
         tokio::spawn(socket.serve(accepted, changed.clone(), stop.clone()));
         tokio::spawn(direct.serve(engine.parts().sessions.clone(), changed.clone(), stop.clone()));
