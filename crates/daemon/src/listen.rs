@@ -129,14 +129,6 @@ fn adopt(fd: OwnedFd) -> std::io::Result<Listener> {
 }
 
 impl Listener {
-    /// Returns the path of a socket that this process made.
-    pub fn path(&self) -> Option<&Path> {
-        match self {
-            Self::Unix(_, path) => path.as_deref(),
-            Self::Tcp(_) => None,
-        }
-    }
-
     /// Returns the connections that come, counted.
     pub fn connections(self, counter: &Arc<AtomicUsize>) -> Connections {
         let counter = counter.clone();
