@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures::Stream;
 use kiln_engine::container::ContainerSpec;
+use kiln_engine::frontend::gateway::Frontend;
 use kiln_engine::source::lookup::{ImageQuery, image_config};
+use kiln_engine::source::meta;
 use kiln_engine::{Bridge, CacheSpec, Engine, FrontendRequest, FrontendResult, Ref, ResultRefs, inspect};
 use kiln_llb::caps;
 use kiln_llb::op::{HostIp, NetMode, SourceOp};
@@ -29,8 +32,16 @@ const MESSAGES: usize = 16;
 
 /// The bridge service.
 pub struct BridgeService {
-    pub engine: Engine,
+    pub builds: Builds,
     pub about: workers::About,
+}
+
+/// Which builds a service answers for.
+pub enum Builds {
+    /// Those that clients drive; each call names one.
+    OfClients(Engine),
+    /// That of one frontend in an image.
+    OfFrontend(Arc<Frontend>),
 }
 
 impl BridgeService {
@@ -40,8 +51,13 @@ impl BridgeService {
     }
 
     async fn bridge<T>(&self, request: &Request<T>) -> Result<Bridge, Status> {
-        let build = Self::build(request)?;
-        self.engine.gateway(&build).await.map_err(|e| Status::not_found(e.to_string()))
+        match &self.builds {
+            Builds::OfFrontend(frontend) => Ok(frontend.bridge.clone()),
+            Builds::OfClients(engine) => {
+                let build = Self::build(request)?;
+                engine.gateway(&build).await.map_err(|e| Status::not_found(e.to_string()))
+            }
+        }
     }
 
     async fn evaluated(bridge: &Bridge, id: &str) -> Result<ImmutableRef, Status> {
@@ -134,6 +150,38 @@ fn api_caps(names: impl IntoIterator<Item = &'static str>) -> Vec<ApiCap> {
     names.into_iter().map(|id| ApiCap { id: id.to_owned(), enabled: true, ..ApiCap::default() }).collect()
 }
 
+/// Answers for sources that are no images.
+async fn other_source_meta(
+    bridge: &Bridge,
+    scheme: &str,
+    source: kiln_llb::pb::SourceOp,
+) -> Result<Response<pb::ResolveSourceMetaResponse>, Status> {
+    let op = SourceOp { identifier: source.identifier.clone(), attrs: source.attrs.clone() };
+    let mut response = pb::ResolveSourceMetaResponse { source: Some(source), ..Default::default() };
+    match scheme {
+        "git" => {
+            let found = meta::git(bridge, &op).await.map_err(|e| convert::status(&e))?;
+            response.git = Some(pb::ResolveSourceGitResponse {
+                checksum: found.object,
+                r#ref: found.reference,
+                commit_checksum: found.commit.unwrap_or_default(),
+                ..Default::default()
+            });
+        }
+        "http" | "https" => {
+            let found = meta::http(bridge, &op).await.map_err(|e| convert::status(&e))?;
+            response.http = Some(pb::ResolveSourceHttpResponse {
+                checksum: found.digest.to_string(),
+                filename: found.filename,
+                last_modified: found.last_modified.map(|seconds| prost_types::Timestamp { seconds, nanos: 0 }),
+                ..Default::default()
+            });
+        }
+        _ => {}
+    }
+    Ok(Response::new(response))
+}
+
 fn policies(
     messages: Vec<kiln_session::proto::policy::Policy>,
 ) -> Result<Vec<kiln_engine::policy::SourcePolicy>, Status> {
@@ -201,8 +249,9 @@ impl LlbBridge for BridgeService {
         let (name, layout) = match source.identifier.split_once("://") {
             Some(("docker-image", name)) => (name, None),
             Some(("oci-layout", name)) => (name, Some((attr("oci.session"), attr("oci.store")))),
-            _ => {
-                return Ok(Response::new(pb::ResolveSourceMetaResponse { source: Some(source), ..Default::default() }));
+            scheme => {
+                let scheme = scheme.map_or_else(String::new, |(scheme, _)| scheme.to_owned());
+                return other_source_meta(&bridge, &scheme, source.clone()).await;
             }
         };
         let pull = request.resolve_mode == "pull" || attr("image.resolvemode") == "pull";
@@ -275,29 +324,43 @@ impl LlbBridge for BridgeService {
 
     async fn ping(&self, request: Request<pb::PingRequest>) -> Result<Response<pb::PongResponse>, Status> {
         // Clients ping before anything else; the wait for their build is part of the answer.
-        self.bridge(&request).await?;
+        let bridge = self.bridge(&request).await?;
         Ok(Response::new(pb::PongResponse {
             frontend_api_caps: api_caps(caps::GATEWAY.iter().map(|(id, _)| *id)),
             llb_caps: api_caps(caps::LLB.iter().copied()),
-            workers: vec![workers::worker(&self.engine, &self.about)],
+            workers: vec![workers::worker(bridge.parts(), &self.about)],
         }))
     }
 
     async fn r#return(&self, request: Request<pb::ReturnRequest>) -> Result<Response<pb::ReturnResponse>, Status> {
         let bridge = self.bridge(&request).await?;
-        let build = Self::build(&request)?;
+        let build = match &self.builds {
+            Builds::OfClients(_) => Self::build(&request)?,
+            Builds::OfFrontend(_) => String::new(),
+        };
         let request = request.into_inner();
         let outcome = match request.error {
             Some(error) if error.code != 0 => Err(convert::error(&errdetail::from_rpc(&error))),
             _ => Ok(own_result(&bridge, request.result.unwrap_or_default())?),
         };
-        self.engine.finish(&build, outcome).await.map_err(|e| convert::status(&e))?;
+        let finished = match &self.builds {
+            Builds::OfClients(engine) => engine.finish(&build, outcome).await,
+            Builds::OfFrontend(frontend) => frontend.finish(outcome),
+        };
+        finished.map_err(|e| convert::status(&e))?;
         Ok(Response::new(pb::ReturnResponse {}))
     }
 
     async fn inputs(&self, request: Request<pb::InputsRequest>) -> Result<Response<pb::InputsResponse>, Status> {
-        self.bridge(&request).await?;
-        Ok(Response::new(pb::InputsResponse { definitions: BTreeMap::new() }))
+        let inputs = match &self.builds {
+            Builds::OfFrontend(frontend) => frontend.inputs.clone(),
+            Builds::OfClients(engine) => {
+                let build = Self::build(&request)?;
+                engine.frontend_inputs(&build).await.map_err(|e| Status::not_found(e.to_string()))?
+            }
+        };
+        let definitions = inputs.into_iter().map(|(name, definition)| (name, definition.to_pb())).collect();
+        Ok(Response::new(pb::InputsResponse { definitions }))
     }
 
     async fn new_container(

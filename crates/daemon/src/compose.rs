@@ -13,6 +13,8 @@ use kiln_session::SessionRegistry;
 use kiln_snapshot::{CopySnapshotter, OverlaySnapshotter, Snapshotter};
 use kiln_store::{Meta, Store, StoreConfig};
 
+use crate::gateway::Gateway;
+use crate::workers::About;
 use crate::{DaemonConfig, DaemonError};
 
 /// Seconds between checks of one blob or layer; for tests and for hosts that are not trusted.
@@ -59,6 +61,7 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
             gateway: settings.frontends.gateway,
             allowed_repositories: settings.frontends.allowed_repositories.clone(),
         },
+        gateway: Arc::new(Gateway::new(About::of(config))),
         runtime_dir,
         work: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
         unpacks: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),

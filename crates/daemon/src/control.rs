@@ -146,7 +146,7 @@ impl Control for ControlService {
     }
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersResponse>, Status> {
-        Ok(Response::new(ListWorkersResponse { record: vec![workers::worker(&self.engine, &self.about)] }))
+        Ok(Response::new(ListWorkersResponse { record: vec![workers::worker(self.engine.parts(), &self.about)] }))
     }
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {

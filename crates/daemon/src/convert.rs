@@ -164,6 +164,7 @@ pub fn solve_request(request: control::SolveRequest) -> Result<SolveRequest, Sta
         frontend_inputs: definitions(request.frontend_inputs),
         definition: request.definition.map(definition),
         exporters,
+        session_exporters: request.enable_session_exporter,
         cache_imports,
         cache_exports: specs(cache.exports),
         entitlements: request.entitlements,

@@ -3,7 +3,9 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use kiln_engine::history::{Change, Record};
-use kiln_session::proto::control::{BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, Exporter};
+use kiln_session::proto::control::{
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Exporter,
+};
 use kiln_session::proto::google::rpc;
 use tonic::Code;
 
@@ -38,6 +40,8 @@ pub fn record(record: &Record) -> BuildHistoryRecord {
         num_total_steps: count(record.total_steps),
         num_completed_steps: count(record.completed_steps),
         num_warnings: count(record.warnings),
+        // Clients take it for granted in a build that succeeded.
+        result: (record.completed != 0 && record.error.is_empty()).then(BuildResultInfo::default),
         ..BuildHistoryRecord::default()
     }
 }

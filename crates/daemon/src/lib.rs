@@ -11,6 +11,7 @@ mod control;
 mod convert;
 mod error;
 mod file;
+mod gateway;
 mod health;
 mod history;
 mod keep;

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
-use crate::bridge::BridgeService;
+use crate::bridge::{BridgeService, Builds};
 use crate::content::BlobService;
 use crate::control::ControlService;
 use crate::health::Serving;
@@ -89,6 +89,7 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(start("waiting for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(start("waiting for signals"))?;
     let Some(engine) = open(&mut config).await? else { return Ok(()) };
+    let about = About::of(&config);
     let connections = Arc::new(AtomicUsize::new(0));
     let stop = CancellationToken::new();
     let mut incoming = SelectAll::new();
@@ -119,8 +120,6 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
         tokio::spawn(direct.serve(engine.parts().sessions.clone(), changed.clone(), stop.clone()));
     }
     ready(&mut config);
-    let about =
-        About { build_id: config.build_id, labels: config.settings.labels, platforms: config.settings.platforms };
     let idle = idle(engine.clone(), connections, config.idle_timeout);
     let ended = {
         let stop = stop.clone();
@@ -180,7 +179,7 @@ async fn open(config: &mut DaemonConfig) -> Result<Option<Engine>, DaemonError> 
 
 fn router(engine: &Engine, about: About) -> Router {
     let control = ControlService { engine: engine.clone(), about: about.clone() };
-    let bridge = BridgeService { engine: engine.clone(), about };
+    let bridge = BridgeService { builds: Builds::OfClients(engine.clone()), about };
     Server::builder()
         .http2_max_header_list_size(limits::GRPC_HEADERS)
         .initial_stream_window_size(2 << 20)

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use kiln_engine::Engine;
+use kiln_engine::Parts;
 use kiln_llb::pb;
 use kiln_oci::Platform;
 use kiln_session::proto::control::types::{BuildkitVersion, WorkerRecord};
+
+use crate::DaemonConfig;
 
 /// The level of the Dockerfile language that the built-in frontend implements.
 const DOCKERFILE: &str = "1.20.0";
@@ -19,6 +21,17 @@ pub struct About {
     pub platforms: Vec<String>,
 }
 
+impl About {
+    /// Returns what a configuration says.
+    pub fn of(config: &DaemonConfig) -> Self {
+        Self {
+            build_id: config.build_id.clone(),
+            labels: config.settings.labels.clone(),
+            platforms: config.settings.platforms.clone(),
+        }
+    }
+}
+
 /// Returns the version record; its package tells kiln's own clients whom they talk to.
 pub fn version(build_id: &str) -> BuildkitVersion {
     BuildkitVersion {
@@ -30,12 +43,12 @@ pub fn version(build_id: &str) -> BuildkitVersion {
 }
 
 /// Returns the one worker.
-pub fn worker(engine: &Engine, of: &About) -> WorkerRecord {
+pub fn worker(parts: &Parts, of: &About) -> WorkerRecord {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let prefix = "org.mobyproject.buildkit.worker.";
     let labels = [
-        ("executor", engine.parts().executor.name().to_owned()),
-        ("snapshotter", engine.parts().snapshotter.name().to_owned()),
+        ("executor", parts.executor.name().to_owned()),
+        ("snapshotter", parts.snapshotter.name().to_owned()),
         ("hostname", host),
         ("network", "host".to_owned()),
         ("oci.process-mode", "sandbox".to_owned()),

@@ -43,7 +43,7 @@ struct Statement<'a> {
     #[serde(rename = "predicateType")]
     predicate_type: String,
     #[serde(default)]
-    subject: Vec<Subject>,
+    subject: Option<Vec<Subject>>,
     #[serde(borrow)]
     predicate: Option<&'a RawValue>,
 }
@@ -118,7 +118,7 @@ fn statement(file: &str, json: &[u8]) -> Result<Attestation, EngineError> {
         path: file.to_owned(),
         predicate_type: statement.predicate_type,
         predicate: Bytes::from(statement.predicate.map_or("null", RawValue::get).to_owned()),
-        subjects: statement.subject.iter().map(subject).collect::<Result<_, _>>()?,
+        subjects: statement.subject.iter().flatten().map(subject).collect::<Result<_, _>>()?,
         inline_only: false,
     })
 }

@@ -19,6 +19,7 @@ use crate::error::Location;
 use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
 use crate::policy::Policies;
 use crate::source::git::GitPin;
+use crate::source::http::Fetched;
 use crate::source::resolve::ResolvedImage;
 
 /// What a build was asked to do that operations need to know.
@@ -50,6 +51,8 @@ pub struct BuildContext {
     pub images: Mutex<HashMap<(String, Platform), ResolvedImage>>,
     /// Git references that were looked up, by address and name.
     pub git: Mutex<HashMap<String, GitPin>>,
+    /// Files of the web that were looked up, by what names them.
+    pub http: Mutex<HashMap<Digest, Fetched>>,
     /// Which sources the build may use.
     pub policies: Policies,
     /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
@@ -71,6 +74,7 @@ impl BuildContext {
             counters: Counters::default(),
             images: Mutex::default(),
             git: Mutex::default(),
+            http: Mutex::default(),
             policies: Policies::default(),
             near: Mutex::default(),
             ca_bundle: OnceLock::new(),

@@ -44,6 +44,7 @@ type Outcome = Result<FrontendResult, EngineError>;
 #[derive(Clone)]
 struct Gateway {
     bridge: Bridge,
+    inputs: std::collections::BTreeMap<String, kiln_llb::Definition>,
     done: Arc<Mutex<Option<oneshot::Sender<Outcome>>>>,
 }
 
@@ -150,7 +151,7 @@ impl Engine {
             crate::cache::import(&bridge, import).await?;
         }
         let result = if is_driven_by_client(request) {
-            self.driven_by_client(open, &bridge).await?
+            self.driven_by_client(open, &bridge, request).await?
         } else {
             let frontend = FrontendRequest {
                 definition: request.definition.clone(),
@@ -168,11 +169,16 @@ impl Engine {
         for reference in result.refs.all() {
             bridge.evaluate(&reference).await?;
         }
+        let chosen = crate::export::session_exporters(&bridge, request, &result).await?;
+        let request = chosen.as_ref().unwrap_or(request);
         let mut response = crate::export::run(&bridge, request, &result).await?;
         // What the frontend says for the client.
         let told = result.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
         response.exporter.extend(told.map(|(k, v)| (k.clone(), String::from_utf8_lossy(v).into_owned())));
         response.exporter.extend(crate::cache::export(&bridge, &request.cache_exports, &result).await?);
+        if chosen.is_some() {
+            crate::export::tell_session(&bridge, &response).await?;
+        }
         self.sync().await;
         Ok(response)
     }
@@ -211,9 +217,15 @@ impl Engine {
         Ok(())
     }
 
-    async fn driven_by_client(&self, open: &OpenBuild, bridge: &Bridge) -> Result<FrontendResult, EngineError> {
+    async fn driven_by_client(
+        &self,
+        open: &OpenBuild,
+        bridge: &Bridge,
+        request: &SolveRequest,
+    ) -> Result<FrontendResult, EngineError> {
         let (done, returned) = oneshot::channel();
-        let gateway = Gateway { bridge: bridge.clone(), done: Arc::new(Mutex::new(Some(done))) };
+        let inputs = request.frontend_inputs.clone();
+        let gateway = Gateway { bridge: bridge.clone(), inputs, done: Arc::new(Mutex::new(Some(done))) };
         if let Some(running) = self.0.builds.lock().get_mut(&open.reference) {
             running.gateway = Some(gateway);
         }
@@ -248,6 +260,17 @@ impl Engine {
     /// There is no such build.
     pub async fn gateway(&self, reference: &str) -> Result<Bridge, EngineError> {
         self.find(reference, |running| running.gateway.as_ref().map(|g| g.bridge.clone())).await
+    }
+
+    /// Returns the graphs that a client hands to the frontend it drives.
+    ///
+    /// # Errors
+    /// There is no such build.
+    pub async fn frontend_inputs(
+        &self,
+        reference: &str,
+    ) -> Result<std::collections::BTreeMap<String, kiln_llb::Definition>, EngineError> {
+        self.find(reference, |running| running.gateway.as_ref().map(|g| g.inputs.clone())).await
     }
 
     /// Ends the frontend part of a build that its client drives.

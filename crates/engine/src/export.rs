@@ -47,9 +47,6 @@ pub fn check(exporters: &[ExporterSpec]) -> Result<(), EngineError> {
 /// A list of platforms that cannot be understood.
 pub fn check_result(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult) -> Result<(), EngineError> {
     let wanted = request.frontend_attrs.get("platform").map_or("", String::as_str);
-    if request.exporters.is_empty() && wanted.is_empty() {
-        return Ok(());
-    }
     let given: Vec<Platform> = platforms(result)?.into_iter().map(|p| p.platform).collect();
     if let Some(warning) = crate::verify::platforms(wanted, result, &given) {
         let vertex = bridge.build().start("verifying platforms of the result");
@@ -57,6 +54,50 @@ pub fn check_result(bridge: &Bridge, request: &SolveRequest, result: &FrontendRe
         vertex.end(None);
     }
     Ok(())
+}
+
+/// Returns the request with the outputs that the client chooses now that the result is known; none where it chooses no
+/// outputs.
+///
+/// # Errors
+/// The client fails, or chooses what does not exist.
+pub async fn session_exporters(
+    bridge: &Bridge,
+    request: &SolveRequest,
+    result: &FrontendResult,
+) -> Result<Option<SolveRequest>, EngineError> {
+    if !request.session_exporters || request.session.is_empty() {
+        return Ok(None);
+    }
+    let session = bridge.parts().sessions.get(&request.session, limits::SESSION_WAIT).await?;
+    if !session.supports("/moby.exporter.v1.Exporter/FindExporters") {
+        return Ok(None);
+    }
+    let refs = result.refs.all().iter().map(|r| r.id().to_owned()).collect();
+    let found = session.find_exporters(result.metadata.clone(), refs).await?;
+    let mut request = request.clone();
+    for chosen in found {
+        let id = request.exporters.len().to_string();
+        request.exporters.push(ExporterSpec { kind: chosen.r#type, attrs: chosen.attrs, id });
+    }
+    check(&request.exporters)?;
+    Ok(Some(request))
+}
+
+/// Tells the client what the outputs that it chose have to say.
+///
+/// # Errors
+/// The client takes it for a failure. One that does not want to know is no error.
+pub async fn tell_session(bridge: &Bridge, response: &SolveResponse) -> Result<(), EngineError> {
+    let id = &bridge.build().settings.session;
+    let session = bridge.parts().sessions.get(id, limits::SESSION_WAIT).await?;
+    if !session.supports("/moby.exporter.v1.Exporter/FinalizeExport") {
+        return Ok(());
+    }
+    match session.finalize_export(response.exporter.clone()).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 /// Makes and delivers every output.

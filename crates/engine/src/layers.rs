@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use kiln_llb::op::Sharing;
 use kiln_snapshot::Kind;
 use kiln_solver::OpContext;
-use kiln_store::{CacheMount, ImmutableRef, LayerInfo, MountOwner, RecordType, Store};
+use kiln_store::{CacheMount, ImmutableRef, Layer, LayerInfo, MountOwner, RecordType, Store};
 
 use crate::error::EngineError;
 use crate::parts::Parts;
@@ -32,6 +32,28 @@ pub fn info(parent: &ImmutableRef, description: impl Into<String>, record_type: 
 pub fn lowers(store: &Store, reference: &ImmutableRef) -> Result<Vec<PathBuf>, EngineError> {
     store.check(reference)?;
     Ok(reference.dirs())
+}
+
+/// Returns the layers of `whole` from `first` up in a form that can be put on other layers: a directory that hides all
+/// below it becomes one that removes what was there when it was made, and nothing else.
+///
+/// # Errors
+/// A layer that is gone or damaged, a full disk.
+pub fn portable(store: &Store, whole: &ImmutableRef, first: usize) -> Result<Vec<Layer>, EngineError> {
+    let manifests = whole.manifests()?;
+    let mut layers = Vec::new();
+    for (place, layer) in whole.layers().iter().enumerate().skip(first) {
+        if !manifests.get(place).is_some_and(|m| m.entries().iter().any(|entry| entry.opaque)) {
+            layers.push(layer.clone());
+            continue;
+        }
+        let (below, with) = (whole.prefix(place), whole.prefix(place + 1));
+        let draft = store.draft()?;
+        let manifest = kiln_snapshot::layer::diff(&*below.tree()?, &*with.tree()?, &with.dirs(), &draft.fs())?;
+        let info = info(&store.scratch(), layer.description(), RecordType::Regular);
+        layers.push(store.commit(draft, manifest, info)?);
+    }
+    Ok(layers)
 }
 
 /// Takes the cache mount `id`, waiting for others where its sharing says so.

@@ -13,6 +13,7 @@ use kiln_store::{Blob, Store};
 
 use crate::build::BuildContext;
 use crate::error::EngineError;
+use crate::frontend::gateway::GatewayServer;
 
 /// Shared by every operation.
 pub struct Parts {
@@ -27,6 +28,8 @@ pub struct Parts {
     pub steps: StepDefaults,
     /// Which frontends may run.
     pub frontends: FrontendRules,
+    /// Serves frontends in images.
+    pub gateway: Arc<dyn GatewayServer>,
     /// Sockets and other short-lived files of running steps; on a tmpfs where there is one.
     pub runtime_dir: PathBuf,
     /// Bounds kiln's own work (hashing, copying, unpacking) to the number of cores.

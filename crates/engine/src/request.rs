@@ -19,6 +19,8 @@ pub struct SolveRequest {
     pub frontend_inputs: BTreeMap<String, Definition>,
     pub definition: Option<Definition>,
     pub exporters: Vec<ExporterSpec>,
+    /// Ask the client for more outputs when the result is known.
+    pub session_exporters: bool,
     pub cache_imports: Vec<CacheSpec>,
     pub cache_exports: Vec<CacheSpec>,
     /// What the client allows steps to do: `network.host`, `security.insecure`.

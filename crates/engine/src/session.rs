@@ -27,6 +27,16 @@ pub fn open_sessions(parts: &Parts, cx: &OpContext) -> Vec<Arc<Session>> {
     builds(cx).iter().filter_map(|build| parts.sessions.try_get(&build.settings.session)).collect()
 }
 
+/// Returns the sessions that may be asked for a call. A client opens its session and asks for the build side by side, so
+/// the first one is waited for a short while.
+pub async fn sessions(parts: &Parts, cx: &OpContext) -> Vec<Arc<Session>> {
+    let open = open_sessions(parts, cx);
+    if !open.is_empty() {
+        return open;
+    }
+    any_session(parts, cx).await.into_iter().collect()
+}
+
 /// Returns the session of the oldest build, waiting a short while for it to be opened.
 ///
 /// # Errors
@@ -51,7 +61,7 @@ pub fn lost(used: Option<&Session>, open: &[Arc<Session>]) -> bool {
 /// # Errors
 /// Every session ended while it was asked, or the value is too large.
 pub async fn secret(parts: &Parts, cx: &OpContext, id: &str) -> Result<Option<Secret>, EngineError> {
-    secret_of(&open_sessions(parts, cx), id).await
+    secret_of(&sessions(parts, cx).await, id).await
 }
 
 /// Returns the value of a secret that one of these sessions has; none when none has it.
@@ -91,7 +101,7 @@ impl SshSocket {
 /// # Errors
 /// The socket cannot be made.
 pub async fn ssh_socket(parts: &Parts, cx: &OpContext, file: &SessionFile) -> Result<Option<SshSocket>, EngineError> {
-    ssh_socket_of(parts, &open_sessions(parts, cx), file).await
+    ssh_socket_of(parts, &sessions(parts, cx).await, file).await
 }
 
 /// Opens a socket that reaches an agent of one of these sessions; none when none forwards it.

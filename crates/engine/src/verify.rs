@@ -12,9 +12,11 @@ use crate::bridge::{FrontendResult, ResultRefs};
 pub fn platforms(wanted: &str, result: &FrontendResult, given: &[Platform]) -> Option<String> {
     let single = matches!(result.refs, ResultRefs::Single(_));
     let named = result.metadata.contains_key("refs.platforms");
-    if wanted.is_empty() || (!named && result.refs.all().is_empty()) {
+    if !named && result.refs.all().is_empty() {
         return None;
     }
+    let usual = Platform::host().short();
+    let wanted = if wanted.is_empty() { usual.as_str() } else { wanted };
     let mut asked = BTreeSet::new();
     let mut problems = Vec::new();
     for text in wanted.split(',') {
@@ -68,7 +70,9 @@ mod tests {
         assert!(warn("linux/amd64", &["linux/s390x"]).unwrap().contains("does not match result platform"));
         assert!(warn("linux/amd64,linux/arm64", &["linux/amd64"]).unwrap().contains("do not match result platforms"));
         assert!(warn("linux/amd64,linux/amd64", &["linux/amd64"]).unwrap().contains("Duplicate platform"));
-        assert_eq!(warn("", &["linux/amd64"]), None);
+        let host = Platform::host().short();
+        assert_eq!(warn("", &[host.as_str()]), None);
+        assert!(warn("", &["linux/s390x", "linux/riscv64"]).unwrap().contains("linux/riscv64,linux/s390x"));
     }
 
     #[test]

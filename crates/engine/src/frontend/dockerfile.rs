@@ -33,6 +33,12 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let platforms = super::options::platforms(&request.attrs)?;
     bridge.set_slots(slots(request, &platforms));
     let source = read_dockerfile(bridge, &mut files).await?;
+    if let Some((image, line)) = super::other_syntax(request, &source.text) {
+        let mut request = request.clone();
+        request.attrs.insert("cmdline".to_owned(), line);
+        request.attrs.insert("source".to_owned(), image.clone());
+        return Box::pin(super::gateway::run(bridge, &request, &image)).await;
+    }
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
     let ignore = read_ignore_file(bridge, &files).await?;
     if let Some(question) = question {

@@ -1,7 +1,8 @@
 //! Frontends: what turns a request's options into graphs. One is built in; `gateway.v0` with the name of the official
-//! Dockerfile frontend leads to it too.
+//! Dockerfile frontend leads to it too. All others are images.
 
 pub mod dockerfile;
+pub mod gateway;
 mod options;
 
 use crate::bridge::{Bridge, FrontendResult};
@@ -14,15 +15,32 @@ use crate::request::FrontendRequest;
 /// An unknown frontend, or whatever it fails with.
 pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendResult, EngineError> {
     match request.frontend.as_str() {
+        "dockerfile.v0" if !bridge.parts().frontends.dockerfile => {
+            Err(EngineError::user("frontend dockerfile.v0 is disabled"))
+        }
         "dockerfile.v0" => dockerfile::run(bridge, request).await,
-        "gateway.v0" => match request.attrs.get("source").map(String::as_str) {
+        "gateway.v0" => match request.attrs.get("source").map(String::as_str).filter(|s| !s.is_empty()) {
             Some(source) if is_builtin(source) => dockerfile::run(bridge, request).await,
-            Some(source) => Err(EngineError::user(format!("frontend image {source} cannot be run by this engine"))
-                .with_hint("remove the `# syntax=` line, or name docker/dockerfile:1")),
+            Some(source) => gateway::run(bridge, request, source).await,
             None => Err(EngineError::user("no source specified for gateway")),
         },
         other => Err(EngineError::user(format!("invalid frontend: {other}"))),
     }
+}
+
+/// Returns the frontend that a Dockerfile or the request asks for instead of the built-in one, with its command line.
+///
+/// A frontend that was started for such a line must not start another one.
+pub fn other_syntax(request: &FrontendRequest, text: &[u8]) -> Option<(String, String)> {
+    if request.attrs.contains_key("cmdline") {
+        return None;
+    }
+    let asked = request.attrs.get("build-arg:BUILDKIT_SYNTAX").filter(|line| !line.is_empty());
+    let (image, line) = match asked {
+        Some(line) => (line.split_whitespace().next().unwrap_or_default().to_owned(), line.clone()),
+        None => kiln_dockerfile::directive::detect_syntax(text).map(|s| (s.image, s.command_line))?,
+    };
+    (!image.is_empty() && !is_builtin(&image)).then_some((image, line))
 }
 
 /// Tells whether an image reference is the Dockerfile frontend at a level that the built-in one implements.
@@ -35,7 +53,25 @@ fn is_builtin(source: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_builtin;
+    use std::collections::BTreeMap;
+
+    use super::{is_builtin, other_syntax};
+    use crate::request::FrontendRequest;
+
+    #[test]
+    fn a_file_may_ask_for_another_frontend() {
+        let with = |attrs: &[(&str, &str)]| FrontendRequest {
+            attrs: attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>(),
+            ..FrontendRequest::default()
+        };
+        let text = b"# syntax=me/fe:1 --fast\nFROM x\n";
+        let found = other_syntax(&with(&[]), text).unwrap();
+        assert_eq!((found.0.as_str(), found.1.as_str()), ("me/fe:1", "me/fe:1 --fast"));
+        assert_eq!(other_syntax(&with(&[]), b"# syntax=docker/dockerfile:1\n"), None);
+        assert_eq!(other_syntax(&with(&[("cmdline", "me/fe:1")]), text), None);
+        let asked = with(&[("build-arg:BUILDKIT_SYNTAX", "you/fe:2")]);
+        assert_eq!(other_syntax(&asked, text).unwrap().0, "you/fe:2");
+    }
 
     #[test]
     fn the_official_frontend_is_built_in() {

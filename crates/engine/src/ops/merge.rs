@@ -12,7 +12,9 @@ use serde::Serialize;
 
 use super::input;
 use crate::error::EngineError;
+use crate::layers;
 use crate::parts::Parts;
+use crate::source::lazy;
 
 /// A union of file systems.
 pub struct Merge {
@@ -64,8 +66,18 @@ impl Op<ImmutableRef> for Merge {
         })
     }
 
-    async fn execute(&self, _: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
+    async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
         let refs: Result<Vec<ImmutableRef>, OpError> = self.inputs.iter().map(|&i| input(inputs, i).cloned()).collect();
-        Ok(vec![self.parts.store.concat(&refs?)])
+        let mut refs = refs?;
+        // What lies below the first one is as it was; the others get new layers below them.
+        lazy::unpack_inputs(&self.parts, cx, refs.iter().skip(1)).await?;
+        let store = self.parts.store.clone();
+        let merged = self.parts.blocking(move || {
+            for reference in refs.iter_mut().skip(1) {
+                *reference = store.ref_of_layers(layers::portable(&store, reference, 0)?);
+            }
+            Ok(store.concat(&refs))
+        });
+        Ok(vec![merged.await?])
     }
 }

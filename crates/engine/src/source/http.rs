@@ -102,6 +102,11 @@ impl HttpSource {
         file_name(self.filename.as_deref(), None, &self.url)
     }
 
+    /// Names the file within one build.
+    pub fn key(&self) -> Digest {
+        self.memory_key(None)
+    }
+
     /// Names what answers are remembered for. Answers to other credentials are not for this request.
     fn memory_key(&self, login: Option<&Secret>) -> Digest {
         StableHasher::new("kiln.http.v1")
@@ -173,7 +178,11 @@ impl Fetched {
 }
 
 impl HttpSource {
-    fn checked(&self, fetched: Fetched) -> Result<Fetched, EngineError> {
+    /// Returns what was fetched if it is what the checksum names.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn checked(&self, fetched: Fetched) -> Result<Fetched, EngineError> {
         match self.checksum {
             Some(wanted) if wanted != fetched.digest => Err(EngineError::user(format!(
                 "digest mismatch for {}: {} (expected: {wanted})",

@@ -8,5 +8,6 @@ pub mod layout;
 pub mod lazy;
 pub mod local;
 pub mod lookup;
+pub mod meta;
 pub mod registry;
 pub mod resolve;

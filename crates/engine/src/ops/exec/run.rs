@@ -14,7 +14,8 @@ use crate::parts::builds;
 use crate::session;
 use crate::source::lazy;
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Where commands are looked for when the environment does not say.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A disk with less room than this is full, in bytes.
 const FULL: u64 = 1 << 20;

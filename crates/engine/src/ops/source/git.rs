@@ -36,7 +36,7 @@ impl GitOp {
             // A log that cannot be spooled is no reason to fail.
             let _ = progress.log(stream, data);
         });
-        let sessions = session::open_sessions(&self.parts, cx);
+        let sessions = session::sessions(&self.parts, cx).await;
         Git::open(&self.parts, &sessions, &self.source, log, cx.cancel().clone()).await
     }
 

@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 
 use crate::build::Progress;
 use crate::error::EngineError;
-use crate::parts::Parts;
+use crate::parts::{Parts, builds};
 use crate::source::http::{Fetched, HttpSource, fetch};
 use crate::source::http_date::format_http_date;
 use crate::{keys, layers, session};
@@ -51,14 +51,24 @@ impl Http {
             if self.source.host() == UPLOAD_HOST {
                 return self.upload(cx).await;
             }
-            let sessions = session::open_sessions(&self.parts, cx);
+            let key = self.source.key();
+            // What the build was told once holds to its end.
+            let known = builds(cx).iter().find_map(|build| build.http.lock().get(&key).cloned());
+            if let Some(known) = known.filter(|known| self.parts.store.blob(&known.digest).is_some()) {
+                return self.source.checked(known);
+            }
+            let sessions = session::sessions(&self.parts, cx).await;
             let progress = Progress::new(cx);
             let (started, id) = (SystemTime::now(), format!("fetching {}", self.source.url));
             let report = |done, total| progress.status(&id, done, total, started, done == total);
-            tokio::select! {
-                fetched = fetch(&self.parts, &sessions, &self.source, &report) => fetched,
-                () = cx.cancel().cancelled() => Err(EngineError::canceled()),
+            let fetched = tokio::select! {
+                fetched = fetch(&self.parts, &sessions, &self.source, &report) => fetched?,
+                () = cx.cancel().cancelled() => return Err(EngineError::canceled()),
+            };
+            for build in builds(cx) {
+                build.http.lock().insert(key, fetched.clone());
             }
+            Ok(fetched)
         };
         self.fetched.get_or_try_init(|| work).await
     }

@@ -1,0 +1,55 @@
+//! What a source leads to, asked for by a frontend before it builds. The build then uses what was answered.
+
+use std::sync::Arc;
+
+use kiln_llb::op::SourceOp;
+use kiln_session::Session;
+use tokio_util::sync::CancellationToken;
+
+use super::git::{Git, GitPin, GitSource, pin};
+use super::http::{Fetched, HttpSource, fetch};
+use crate::bridge::Bridge;
+use crate::error::EngineError;
+
+/// Returns what a git reference leads to.
+///
+/// # Errors
+/// A malformed source, a remote that cannot be asked or has no such reference.
+pub async fn git(bridge: &Bridge, op: &SourceOp) -> Result<GitPin, EngineError> {
+    let source = GitSource::new(op)?;
+    let key = format!("{}#{}", source.remote, source.git_ref);
+    if let (Some(known), None) = (bridge.build().git.lock().get(&key).cloned(), &source.checksum) {
+        return Ok(known);
+    }
+    let sessions = sessions(bridge).await;
+    let cancel = CancellationToken::new();
+    // Dropping this future ends git too.
+    let _cancel = cancel.clone().drop_guard();
+    let git = Git::open(bridge.parts(), &sessions, &source, Arc::new(|_, _| {}), cancel).await?;
+    let found = pin(&git, &source).await?;
+    bridge.build().git.lock().insert(key, found.clone());
+    Ok(found)
+}
+
+/// Returns what a server has.
+///
+/// # Errors
+/// A malformed source, a server that cannot be reached or refuses.
+pub async fn http(bridge: &Bridge, op: &SourceOp) -> Result<Fetched, EngineError> {
+    let source = HttpSource::new(op)?;
+    let key = source.key();
+    if let Some(known) = bridge.build().http.lock().get(&key).cloned() {
+        return source.checked(known);
+    }
+    let fetched = fetch(bridge.parts(), &sessions(bridge).await, &source, &|_, _| {}).await?;
+    bridge.build().http.lock().insert(key, fetched.clone());
+    Ok(fetched)
+}
+
+async fn sessions(bridge: &Bridge) -> Vec<Arc<Session>> {
+    let id = &bridge.build().settings.session;
+    if id.is_empty() {
+        return Vec::new();
+    }
+    bridge.parts().sessions.get(id, kiln_stdx::limits::SESSION_WAIT).await.into_iter().collect()
+}
