@@ -2,10 +2,11 @@
 //! and terminal sizes.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use kiln_engine::container::ProcessRequest;
+use kiln_engine::container::{Container, ProcessRequest};
 use kiln_engine::{Bridge, EngineError};
 use kiln_executor::{Control, Output, ProcessIo, Stdin, TtySize};
 use kiln_llb::op::{ExecMeta, SecretEnv, SecurityMode};
@@ -15,12 +16,14 @@ use kiln_session::proto::gateway::exec_message::Input;
 use kiln_session::proto::google::rpc;
 use kiln_stdx::ErrorClass;
 use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
+
+use crate::convert;
 
 /// Pieces that may wait for a slow peer, on each way.
 const PIECES: usize = 16;
@@ -128,7 +131,20 @@ fn start(
                 let _ = outgoing.send(Ok(message)).await;
             }
         };
-        let exit = run(&bridge, &id, init, input, orders, &outgoing, cancel).await;
+        let ready = bridge.containers().get(&init.container_id).and_then(|container| {
+            let request = request(&init)?;
+            container.check(&bridge, &request)?;
+            Ok((container, request))
+        });
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(error) => {
+                // What cannot even be tried ends the stream: there is no process to speak of.
+                let _ = outgoing.send(Err(convert::status(&error))).await;
+                return;
+            }
+        };
+        let exit = run(&bridge, &id, init, ready, input, orders, &outgoing, cancel).await;
         let exit = match exit {
             Ok(0) => pb::ExitMessage { code: 0, error: None },
             Ok(code) => failed(u32::try_from(code).unwrap_or(UNKNOWN), Code::Unknown, format!("exit code: {code}")),
@@ -149,17 +165,19 @@ fn failed(code: u32, kind: Code, message: String) -> pb::ExitMessage {
     pb::ExitMessage { code, error: Some(error) }
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of one process")]
 async fn run(
     bridge: &Bridge,
     id: &str,
     init: pb::InitMessage,
+    (container, request): (Arc<Container>, ProcessRequest),
     input: Receiver<Bytes>,
     orders: Receiver<Control>,
     outgoing: &Outgoing,
     cancel: CancellationToken,
 ) -> Result<i32, EngineError> {
-    let container = bridge.containers().get(&init.container_id)?;
-    let request = request(&init)?;
+    // Nothing a process says goes out before the word that it has started.
+    let (open, gate) = watch::channel(false);
     let wants = |fd: u32| init.fds.contains(&fd);
     let mut pumps = JoinSet::new();
     let mut stream = |fd: u32| {
@@ -167,7 +185,7 @@ async fn run(
             return Output::Null;
         }
         let (sender, pieces) = mpsc::channel(PIECES);
-        pumps.spawn(pump(id.to_owned(), fd, pieces, outgoing.clone()));
+        pumps.spawn(pump(id.to_owned(), fd, pieces, outgoing.clone(), gate.clone()));
         Output::Channel(sender)
     };
     let stdin = match wants(0) {
@@ -189,6 +207,7 @@ async fn run(
                 let input = Some(Input::Started(pb::StartedMessage {}));
                 let _ = outgoing.send(Ok(pb::ExecMessage { process_id: id, input })).await;
             }
+            let _ = open.send(true);
         }
     };
     let released = container.released();
@@ -206,7 +225,15 @@ async fn run(
     Ok(exit?.code)
 }
 
-async fn pump(process_id: String, fd: u32, mut pieces: Receiver<Bytes>, outgoing: Outgoing) {
+async fn pump(
+    process_id: String,
+    fd: u32,
+    mut pieces: Receiver<Bytes>,
+    outgoing: Outgoing,
+    mut gate: watch::Receiver<bool>,
+) {
+    // An error means that it never started, and then it says nothing.
+    let _ = gate.wait_for(|open| *open).await;
     let say = |data: Bytes, eof: bool| {
         let input = Some(Input::File(pb::FdMessage { fd, eof, data: data.to_vec() }));
         outgoing.send(Ok(pb::ExecMessage { process_id: process_id.clone(), input }))

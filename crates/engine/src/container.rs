@@ -158,6 +158,17 @@ impl Container {
         self.cancel.clone()
     }
 
+    /// Checks that a process may do what it asks for.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn check(&self, bridge: &Bridge, request: &ProcessRequest) -> Result<(), EngineError> {
+        match request.security {
+            LlbSecurity::Insecure => crate::load::check_entitlement(&self.parts, bridge.build(), "security.insecure"),
+            _ => Ok(()),
+        }
+    }
+
     /// Runs a process to its end; `cancel` kills it.
     ///
     /// # Errors
@@ -169,9 +180,7 @@ impl Container {
         io: ProcessIo,
         cancel: CancellationToken,
     ) -> Result<Exit, EngineError> {
-        if request.security == LlbSecurity::Insecure {
-            crate::load::check_entitlement(&self.parts, bridge.build(), "security.insecure")?;
-        }
+        self.check(bridge, &request)?;
         let first = self.prepared.lock().await.as_mut().and_then(|prepared| {
             let root = prepared.root.take()?;
             Some((root, prepared.root_readonly, std::mem::take(&mut prepared.mounts), prepared.shm_size))

@@ -79,6 +79,10 @@ pub fn stat(reference: &ImmutableRef, path: &str) -> Result<Entry, EngineError> 
 pub fn read_dir(reference: &ImmutableRef, path: &str) -> Result<Vec<Entry>, EngineError> {
     let tree = reference.tree()?;
     let resolved = tree.resolve(path.as_bytes(), true).map_err(|e| EngineError::user(e.to_string()))?;
+    if resolved.path.is_empty() && tree.is_empty() {
+        // The top of an empty file system is there, and empty.
+        return Ok(Vec::new());
+    }
     let node = tree.get(&resolved.path).ok_or_else(|| missing(path))?;
     if node.entry.kind != Kind::Dir {
         return Err(EngineError::user(format!("{path} is not a directory")));

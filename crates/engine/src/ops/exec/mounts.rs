@@ -123,7 +123,8 @@ impl Prepared {
             None => needs.parts.store.scratch(),
         };
         let parts = needs.parts.clone();
-        let readonly = mount.readonly;
+        // Mount targets are made in the root before it becomes read-only for the process.
+        let readonly = mount.readonly && !mount.is_root();
         let parent = reference.clone();
         let (draft, view, active) = parts
             .clone()
@@ -142,6 +143,10 @@ impl Prepared {
             (None, Some(active)) => {
                 let source = active.mount().clone();
                 match mount.output {
+                    Some(output) if mount.readonly => {
+                        self.outputs.push((output, Output::Same(reference)));
+                        self._discarded.push(draft);
+                    }
                     Some(output) => {
                         let dest = mount.dest.clone();
                         let changes = Changes { parent: reference, draft, active, dest };
