@@ -56,9 +56,6 @@ pub(crate) fn patch(input: &ConfigInput<'_>) -> Result<Vec<u8>> {
     if typed.os.is_empty() {
         return Err(ExportError::Config("missing os".to_owned()));
     }
-    if typed.architecture.is_empty() {
-        return Err(ExportError::Config("missing architecture".to_owned()));
-    }
     let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(bytes).map_err(parse)?;
     for value in fields.values_mut() {
         *value = compact(value)?;

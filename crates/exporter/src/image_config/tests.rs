@@ -113,7 +113,7 @@ fn no_config_gives_a_minimal_one_for_this_machine() {
 fn configs_that_no_image_can_have_are_refused() {
     for (config, part) in [
         ("{}", "missing os"),
-        (r#"{"os":"linux"}"#, "missing architecture"),
+        (r#"{"os":"linux"}"#, "os and architecture must be specified together"),
         ("null", "image config"),
         ("[", "image config"),
         (r#"{"os":"linux","architecture":"amd64","created":"yesterday"}"#, "yesterday"),

@@ -10,8 +10,8 @@ use super::parallel::{Codec, Frame, Unit};
 /// Magic, deflate, no flags, no time, no extra flags, unknown system; the end is CRC-32 and length.
 pub(super) const FRAME: Frame = Frame { header: &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff], checksum: true };
 
-/// The codec.
-pub(super) struct Gzip(Compress);
+/// The codec, which is its level.
+pub(super) struct Gzip(Compression);
 
 impl Codec for Gzip {
     const UNIT: usize = 512 * 1024;
@@ -19,12 +19,13 @@ impl Codec for Gzip {
     const BEFORE: usize = 32 * 1024;
 
     fn new(level: i32) -> io::Result<Self> {
-        Ok(Self(Compress::new(Compression::new(level.clamp(0, 9).cast_unsigned()), false)))
+        Ok(Self(Compression::new(level.clamp(0, 9).cast_unsigned())))
     }
 
     fn compress(&mut self, unit: &Unit) -> io::Result<Vec<u8>> {
-        let state = &mut self.0;
-        state.reset();
+        // A state that is reset keeps hash chains of what it compressed before, which can turn its choice between
+        // equally long matches: the bytes would depend on which thread took which unit. A new one costs some 20 µs.
+        let mut state = Compress::new(self.0, false);
         if !unit.before.is_empty() {
             state.set_dictionary(&unit.before)?;
         }

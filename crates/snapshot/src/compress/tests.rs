@@ -70,6 +70,33 @@ fn output_does_not_depend_on_threads_or_writes() {
 }
 
 #[test]
+fn a_unit_does_not_depend_on_what_its_thread_did_before() {
+    use super::parallel::{Codec, Unit};
+    // Zeros, then numbers: hash chains left over from one turn choices in the other.
+    let mut data = vec![0; 3_002_880];
+    data.extend((1..=400_000).flat_map(|n| format!("{n}\n").into_bytes()));
+    fn check<C: Codec>(data: &[u8], level: i32) {
+        let unit = |n: usize| Unit {
+            data: data[n * C::UNIT..((n + 1) * C::UNIT).min(data.len())].to_vec(),
+            before: data[(n * C::UNIT).saturating_sub(C::BEFORE)..n * C::UNIT].to_vec(),
+            last: false,
+        };
+        let count = data.len() / C::UNIT;
+        let alone: Vec<_> = (0..count).map(|n| C::new(level).unwrap().compress(&unit(n)).unwrap()).collect();
+        for start in 0..count {
+            let mut codec = C::new(level).unwrap();
+            for n in (0..count).rev().cycle().skip(start).take(count) {
+                assert!(codec.compress(&unit(n)).unwrap() == alone[n], "unit {n}, level {level}");
+            }
+        }
+    }
+    for level in [1, 3, 6] {
+        check::<super::gzip::Gzip>(&data, level);
+        check::<super::zstd::Zstd>(&data.repeat(2), level);
+    }
+}
+
+#[test]
 fn incompressible_and_stored_data() {
     let mut state = 88_172_645_463_325_252_u64;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
