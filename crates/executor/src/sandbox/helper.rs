@@ -14,6 +14,8 @@ use crate::{ExecError, init};
 /// How often a full socket is tried again, and how long.
 const RETRY: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a helper that did not take a step is watched for its end.
+const DYING: Duration = Duration::from_millis(200);
 
 /// The running helper; it is started again when it is found dead.
 pub(super) struct HelperProcess {
@@ -55,6 +57,22 @@ impl HelperProcess {
                     restarted = true;
                 }
             }
+        }
+    }
+
+    /// Waits until a helper that let a step go unanswered is known to be dead, or lives on.
+    ///
+    /// A dying process closes its descriptors one after the other: its socket may still take packets, which nobody
+    /// will read, when those of the last packet are closed already.
+    pub(super) async fn settle(&self) {
+        let mut running = self.process.lock().await;
+        let deadline = tokio::time::Instant::now() + DYING;
+        while tokio::time::Instant::now() < deadline {
+            if matches!(running.child.try_wait(), Ok(Some(_))) {
+                running.socket = None;
+                return;
+            }
+            tokio::time::sleep(RETRY).await;
         }
     }
 }

@@ -136,7 +136,7 @@ impl Runner {
             drop(theirs);
             match tokio::time::timeout(ACCEPT, follower.accepted()).await {
                 Ok(true) => return Ok(follower),
-                Ok(false) => {}
+                Ok(false) => self.helper.settle().await,
                 Err(_) => return Err(ExecError::TimedOut { what: "the helper's answer", limit: ACCEPT }),
             }
         }
