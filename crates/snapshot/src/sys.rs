@@ -43,5 +43,7 @@ pub(crate) fn rdev_of(stat: &Stat) -> (u32, u32) {
 
 /// Returns the number of threads for work that is bound by the processor.
 pub(crate) fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(16)
+    // Looking it up reads files of the control group, which is too much for every step.
+    static WORKERS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *WORKERS.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(16))
 }

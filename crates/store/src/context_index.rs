@@ -16,8 +16,10 @@ use crate::store::Store;
 
 const KIND: &str = "kiln.context.v2";
 /// An entry counts only if the file had been left alone this long when its hashing began: a write within the
-/// granularity of a file system's times would not show.
-const SETTLED: Duration = Duration::from_secs(2);
+/// granularity of a file system's times would not show. Those that keep fractions of a second take them from a clock
+/// that ticks every 10 ms or more often; the others keep whole seconds.
+const SETTLED: Duration = Duration::from_millis(100);
+const SETTLED_WHOLE_SECONDS: Duration = Duration::from_secs(2);
 /// Entries per index; beyond that those not seen in this session go.
 const MOST: usize = 400_000;
 const ENTRY: usize = 8 + 8 + 12 + 12 + 32 + 1;
@@ -96,11 +98,12 @@ impl ContextIndex {
         Some(seen.known)
     }
 
-    /// Remembers a file, if it had been left alone for two seconds at `started`, when its reading began. The state must
-    /// be that of an `fstat` after the reading.
+    /// Remembers a file, if it had been left alone for a while at `started`, when its reading began: 100 ms, or two
+    /// seconds where its change time has no fraction. The state must be that of an `fstat` after the reading.
     pub fn put(&self, key: StatKey, known: Known, started: SystemTime) {
         let latest = time(key.mtime).max(time(key.ctime));
-        if latest.checked_add(SETTLED).is_some_and(|settled| settled < started) {
+        let settled = if key.ctime.1 == 0 { SETTLED_WHOLE_SECONDS } else { SETTLED };
+        if latest.checked_add(settled).is_some_and(|settled| settled < started) {
             let mut state = self.state.lock();
             state.entries.insert(key, Seen { known, now: true });
             state.dirty = true;
@@ -210,9 +213,11 @@ mod tests {
             let store = Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();
             let index = store.context_index(1, 2);
             index.put(key(1, 900), known("a"), started);
-            index.put(key(2, 998), known("b"), started);
+            index.put(StatKey { ctime: (999, 950_000_000), ..key(2, 900) }, known("b"), started);
+            index.put(StatKey { ctime: (998, 0), ..key(4, 900) }, known("d"), started);
+            index.put(StatKey { ctime: (999, 850_000_000), ..key(5, 900) }, known("e"), started);
             index.put(key(3, -5), known("c"), started);
-            assert_eq!(index.len(), 2, "a file changed two seconds ago may change again unseen");
+            assert_eq!(index.len(), 3, "a file changed just before may change again unseen");
             index.save().unwrap();
         }
         let store = Store::open(StoreConfig::new(dir.path().join("s"))).unwrap();

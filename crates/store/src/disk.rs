@@ -80,6 +80,18 @@ pub(crate) fn ensure_dir(path: &Path) -> Result<()> {
     }
 }
 
+/// Asks ext4 to put each new directory in `dir` into a block group of its own, as it does below the root directory.
+///
+/// Without that, new files come to lie where files were deleted of late, and ext4 looks at each of those again and
+/// again before it finds a free inode: a layer of 20,000 files took three times as long after as many were deleted.
+/// Other file systems refuse, which changes nothing.
+pub(crate) fn spread(dir: &Path) {
+    let Ok(dir) = fs::File::open(dir) else { return };
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&dir) {
+        let _ = rustix::fs::ioctl_setflags(&dir, flags | rustix::fs::IFlags::TOPDIR);
+    }
+}
+
 /// Removes whatever is at `path`, if anything. Directories without permissions (an overlay's work directory) are opened up.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     let meta = match fs::symlink_metadata(path) {

@@ -134,22 +134,33 @@ impl LayerDraft {
         self.id
     }
 
-    /// The directory of its files, in overlay upper form; exists, empty.
+    /// The directory of its files, in overlay upper form; exists, empty, but for a draft from
+    /// [`Store::draft_of_view`].
     pub fn fs(&self) -> PathBuf {
         self.dir.fs()
     }
 
-    /// A directory beside it on the same file system, for an overlay's work directory; exists, and goes away with the draft.
-    pub fn scratch(&self) -> &Path {
-        &self.scratch
+    /// A directory beside it on the same file system, for an overlay's work directory; made by the first call, and
+    /// goes away with the draft.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn scratch(&self) -> Result<&Path> {
+        match fs::create_dir(&self.scratch) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e).at("create", &self.scratch),
+            _ => Ok(&self.scratch),
+        }
     }
 }
 
 impl Drop for LayerDraft {
     fn drop(&mut self) {
-        self.store.0.discard_quietly(&self.scratch);
-        if !self.done {
-            self.store.0.discard_quietly(&self.dir.0);
+        let inner = &self.store.0;
+        if fs::symlink_metadata(&self.scratch).is_ok() {
+            inner.discard_later(&self.scratch);
+        }
+        if !self.done && fs::symlink_metadata(&self.dir.0).is_ok() {
+            inner.discard(&self.dir.0);
         }
     }
 }
@@ -160,6 +171,16 @@ impl Store {
     /// # Errors
     /// The directories cannot be created.
     pub fn draft(&self) -> Result<LayerDraft> {
+        let draft = self.draft_of_view()?;
+        fs::create_dir(draft.fs()).at("create", &draft.fs())?;
+        Ok(draft)
+    }
+
+    /// Begins a layer whose directory of files is moved into place when a view is collected.
+    ///
+    /// # Errors
+    /// The directories cannot be created.
+    pub fn draft_of_view(&self) -> Result<LayerDraft> {
         let id = loop {
             let id = LayerId::random();
             if !self.0.layers.lock().by_id.contains_key(&id) {
@@ -170,10 +191,7 @@ impl Store {
         let dir = LayerDir(drafts.join(id.to_string()));
         let scratch = drafts.join(format!("{id}-scratch"));
         fs::create_dir(&dir.0).at("create", &dir.0)?;
-        let draft = LayerDraft { store: self.clone(), id, dir, scratch, done: false };
-        fs::create_dir(draft.fs()).at("create", &draft.fs())?;
-        fs::create_dir(&draft.scratch).at("create", &draft.scratch)?;
-        Ok(draft)
+        Ok(LayerDraft { store: self.clone(), id, dir, scratch, done: false })
     }
 
     /// Publishes a draft. A layer with the same `chain_id` that is already here and unpacked is returned instead.
@@ -500,11 +518,5 @@ impl Inner {
         self.meta.table("layer").delete(&id.0.to_be_bytes());
         self.meta.table("use").delete(&id.0.to_be_bytes());
         self.discard(&self.layout.layer(id));
-    }
-
-    fn discard_quietly(&self, path: &Path) {
-        if fs::symlink_metadata(path).is_ok() {
-            self.discard(path);
-        }
     }
 }

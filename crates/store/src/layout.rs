@@ -82,6 +82,10 @@ impl Layout {
         self.root.join("version")
     }
 
+    pub fn floor(&self) -> PathBuf {
+        self.root.join("floor")
+    }
+
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")
     }

@@ -12,6 +12,7 @@
 //!   except for damage; then using it fails with an error of the class damage.
 
 mod blob;
+mod broom;
 mod check;
 mod contenthash;
 mod context_index;
@@ -19,6 +20,7 @@ mod disk;
 mod epoch;
 mod error;
 mod filter;
+mod floor;
 mod images;
 mod layer;
 mod layout;

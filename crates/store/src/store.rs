@@ -83,6 +83,8 @@ pub(crate) struct Inner {
     pub images: ImageTable,
     pub mounts: MountTable,
     pub indexes: ContextIndexes,
+    /// Deletes what no step waits for.
+    pub broom: crate::broom::Broom,
     /// The thread that clears what earlier sessions left, until somebody has waited for it.
     sweeping: Mutex<Option<JoinHandle<()>>>,
     /// Held as long as the store is open. The last field: everything else is closed before another may come in.
@@ -110,6 +112,7 @@ impl Store {
         for dir in Layout::DIRS {
             disk::ensure_dir(&layout.root.join(dir))?;
         }
+        disk::spread(&layout.drafts());
         let sweeping = sweep(&layout);
         crate::partial::sweep(&layout);
         let meta = Meta::open(layout.meta(), layout.damaged(), log.clone());
@@ -130,6 +133,7 @@ impl Store {
             images: ImageTable::default(),
             mounts: MountTable::default(),
             indexes: ContextIndexes::default(),
+            broom: crate::broom::Broom::default(),
             layout,
             sweeping: Mutex::new(sweeping),
             _lock: lock,
@@ -171,14 +175,16 @@ impl Store {
         self.0.epochs.close(&self.0.layout, &self.0.meta)
     }
 
-    /// Waits until what earlier sessions left half done is gone: opening the store only puts it aside. Free after the
-    /// first call.
+    /// Waits until what earlier sessions left half done is gone, which opening the store only puts aside, and what
+    /// this one has put aside since.
     pub fn finish_sweep(&self) {
         let mut sweeping = self.0.sweeping.lock();
         if let Some(thread) = sweeping.take() {
             // A panic there has left some files, which the next opening tries again.
             let _ = thread.join();
         }
+        drop(sweeping);
+        self.0.broom.finish();
     }
 
     /// A fresh path on the store's file system, swept away at the next open if it is still there then.
@@ -213,10 +219,20 @@ impl Inner {
         rows
     }
 
+    /// Moves a directory out of the way at once and returns where it is to be deleted.
+    fn put_aside(&self, path: &Path) -> PathBuf {
+        let aside = self.layout.tmp();
+        if fs::rename(path, &aside).is_ok() { aside } else { path.to_owned() }
+    }
+
+    /// Moves a directory out of the way at once and has it deleted in the background.
+    pub fn discard_later(&self, path: &Path) {
+        self.broom.take(self.put_aside(path));
+    }
+
     /// Moves a directory out of the way at once and deletes it.
     pub fn discard(&self, path: &Path) {
-        let aside = self.layout.tmp();
-        let victim = if fs::rename(path, &aside).is_ok() { aside } else { path.to_owned() };
+        let victim = self.put_aside(path);
         if let Err(e) = disk::remove_tree(&victim) {
             tracing::warn!(path = %victim.display(), error = %e, "cannot remove");
         }

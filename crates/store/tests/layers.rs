@@ -192,11 +192,24 @@ fn a_dropped_draft_leaves_nothing() {
     let (dir, store) = store();
     let draft = store.draft().unwrap();
     std::fs::create_dir_all(draft.fs().join("a/b")).unwrap();
-    std::fs::create_dir(draft.scratch().join("work")).unwrap();
+    std::fs::create_dir(draft.scratch().unwrap().join("work")).unwrap();
     drop(draft);
+    store.finish_sweep();
     for name in ["drafts", "tmp", "layers"] {
         assert_eq!(std::fs::read_dir(dir.path().join("root").join(name)).unwrap().count(), 0, "{name}");
     }
+}
+
+#[test]
+fn the_floor_is_there_whatever_happens_to_it() {
+    let (_dir, store) = store();
+    let floor = store.floor().unwrap();
+    std::fs::remove_dir_all(floor.join("etc")).unwrap();
+    std::fs::remove_dir(floor.join("sys")).unwrap();
+    std::fs::write(floor.join("sys"), "damage").unwrap();
+    assert_eq!(store.floor().unwrap(), floor);
+    assert!(floor.join("sys").is_dir());
+    assert_eq!(std::fs::read(floor.join("etc/hosts")).unwrap(), b"");
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub struct Needs<'a> {
     pub fresh_caches: bool,
 }
 
+/// How many directories an overlay can lie on.
+const MOST_LOWERS: usize = 500;
+
 /// Everything one run of a step holds until it is over.
 pub struct Prepared {
     /// The root; taken when the process is described.
@@ -44,6 +47,15 @@ pub struct Prepared {
     /// Cache mounts that this step has, by id and beginning: it may show one at several places.
     taken: Vec<((String, Option<String>), PathBuf)>,
     _sockets: Vec<SshSocket>,
+}
+
+/// Puts the store's floor under the layers of a root.
+fn lay_floor(parts: &Parts, root: &mut Mount) {
+    if let Mount::Overlay { lowers, .. } = root
+        && lowers.len() < MOST_LOWERS
+    {
+        lowers.extend(parts.store.floor());
+    }
 }
 
 enum Output {
@@ -129,19 +141,22 @@ impl Prepared {
         let (draft, view, active) = parts
             .clone()
             .blocking(move || {
-                let draft = parts.store.draft()?;
+                let draft = parts.store.draft_of_view()?;
                 let lowers = layers::lowers(&parts.store, &parent)?;
                 if readonly {
-                    let view = parts.snapshotter.view(&lowers, draft.scratch())?;
+                    let view = parts.snapshotter.view(&lowers, draft.scratch()?)?;
                     return Ok((draft, Some(view), None));
                 }
-                let active = parts.snapshotter.prepare(&lowers, draft.scratch())?;
+                let active = parts.snapshotter.prepare(&lowers, draft.scratch()?)?;
                 Ok((draft, None, Some(active)))
             })
             .await?;
         match (view, active) {
             (None, Some(active)) => {
-                let source = active.mount().clone();
+                let mut source = active.mount().clone();
+                if mount.is_root() {
+                    lay_floor(needs.parts, &mut source);
+                }
                 match mount.output {
                     Some(output) if mount.readonly => {
                         self.outputs.push((output, Output::Same(reference)));
