@@ -30,6 +30,9 @@ pub fn run(cli: Cli, env: Env) -> Result<(), CliError> {
     }
 }
 
+/// How long tasks are given to be dropped once the command has its result.
+const SHUTDOWN: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Runs a future to its end on a small runtime.
 fn block_on<F: Future<Output = Result<(), CliError>>>(future: F) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -38,7 +41,8 @@ fn block_on<F: Future<Output = Result<(), CliError>>>(future: F) -> Result<(), C
         .build()
         .map_err(|e| CliError::environment(format!("cannot start threads: {}", io_text(&e))))?;
     let result = runtime.block_on(future);
-    // Blocked threads are left to the end of the process.
-    runtime.shutdown_background();
+    // What still receives a result is dropped here, with the file it has begun. A thread blocked in a read of standard
+    // input ends with the process only, so there is a limit.
+    runtime.shutdown_timeout(SHUTDOWN);
     result
 }
