@@ -155,18 +155,25 @@ async fn other_source_meta(
     bridge: &Bridge,
     scheme: &str,
     source: kiln_llb::pb::SourceOp,
+    git_objects: bool,
 ) -> Result<Response<pb::ResolveSourceMetaResponse>, Status> {
     let op = SourceOp { identifier: source.identifier.clone(), attrs: source.attrs.clone() };
     let mut response = pb::ResolveSourceMetaResponse { source: Some(source), ..Default::default() };
     match scheme {
         "git" => {
             let found = meta::git(bridge, &op).await.map_err(|e| convert::status(&e))?;
-            response.git = Some(pb::ResolveSourceGitResponse {
+            let mut git = pb::ResolveSourceGitResponse {
                 checksum: found.object,
                 r#ref: found.reference,
                 commit_checksum: found.commit.unwrap_or_default(),
                 ..Default::default()
-            });
+            };
+            if git_objects {
+                let objects = meta::git_objects(bridge, &op).await.map_err(|e| convert::status(&e))?;
+                git.commit_object = objects.commit;
+                git.tag_object = objects.tag.unwrap_or_default();
+            }
+            response.git = Some(git);
         }
         "http" | "https" => {
             let found = meta::http(bridge, &op).await.map_err(|e| convert::status(&e))?;
@@ -251,7 +258,8 @@ impl LlbBridge for BridgeService {
             Some(("oci-layout", name)) => (name, Some((attr("oci.session"), attr("oci.store")))),
             scheme => {
                 let scheme = scheme.map_or_else(String::new, |(scheme, _)| scheme.to_owned());
-                return other_source_meta(&bridge, &scheme, source.clone()).await;
+                let objects = request.git.is_some_and(|git| git.return_object);
+                return other_source_meta(&bridge, &scheme, source.clone(), objects).await;
             }
         };
         let pull = request.resolve_mode == "pull" || attr("image.resolvemode") == "pull";

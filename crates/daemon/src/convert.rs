@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use kiln_engine::error::Unsupported;
 use kiln_engine::policy::{Action, Condition, Constraint, MatchKind, Rule, SourcePolicy, Updates};
 use kiln_engine::{CacheSpec, EngineError, ExporterSpec, SolveRequest};
 use kiln_llb::{Definition, pb};
@@ -29,6 +30,11 @@ pub fn status(error: &EngineError) -> Status {
     let denials = error.further().map_or(&[][..], |further| &further.denials);
     if !denials.is_empty() {
         details.push(Detail::Denied { messages: denials.to_vec() });
+    }
+    match error.further().and_then(|further| further.unsupported.clone()) {
+        Some(Unsupported::Subrequest(name)) => details.push(Detail::Subrequest { name }),
+        Some(Unsupported::Capability(name)) => details.push(Detail::FrontendCap { name }),
+        None => {}
     }
     if let Some(vertex) = &error.vertex {
         details.push(Detail::Vertex { digest: vertex.to_string() });

@@ -23,8 +23,6 @@ use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
-use crate::convert;
-
 /// Pieces that may wait for a slow peer, on each way.
 const PIECES: usize = 16;
 /// The exit code of a process that never ran.
@@ -136,28 +134,32 @@ fn start(
             container.check(&bridge, &request)?;
             Ok((container, request))
         });
-        let ready = match ready {
-            Ok(ready) => ready,
-            Err(error) => {
-                // What cannot even be tried ends the stream: there is no process to speak of.
-                let _ = outgoing.send(Err(convert::status(&error))).await;
-                return;
-            }
+        let mut told = false;
+        let exit = match ready {
+            Ok(ready) => run(&bridge, &id, init, ready, input, orders, &outgoing, cancel, &mut told).await,
+            Err(error) => Err(error),
         };
-        let exit = run(&bridge, &id, init, ready, input, orders, &outgoing, cancel).await;
-        let exit = match exit {
-            Ok(0) => pb::ExitMessage { code: 0, error: None },
-            Ok(code) => failed(u32::try_from(code).unwrap_or(UNKNOWN), Code::Unknown, format!("exit code: {code}")),
-            Err(error) => {
-                let kind = if error.class() == ErrorClass::Canceled { Code::Cancelled } else { Code::Unknown };
-                let code = error.exit_code.and_then(|c| u32::try_from(c).ok()).unwrap_or(UNKNOWN);
-                failed(code, kind, error.to_string())
-            }
-        };
-        say(Input::Exit(exit)).await;
+        if !told {
+            // Clients wait for this word and nothing else, also of a process that cannot even be tried.
+            say(Input::Started(pb::StartedMessage {})).await;
+        }
+        say(Input::Exit(farewell(exit))).await;
         say(Input::Done(pb::DoneMessage {})).await;
     };
     (process, task)
+}
+
+/// Words how a process ended.
+fn farewell(exit: Result<i32, EngineError>) -> pb::ExitMessage {
+    match exit {
+        Ok(0) => pb::ExitMessage { code: 0, error: None },
+        Ok(code) => failed(u32::try_from(code).unwrap_or(UNKNOWN), Code::Unknown, format!("exit code: {code}")),
+        Err(error) => {
+            let kind = if error.class() == ErrorClass::Canceled { Code::Cancelled } else { Code::Unknown };
+            let code = error.exit_code.and_then(|c| u32::try_from(c).ok()).unwrap_or(UNKNOWN);
+            failed(code, kind, error.to_string())
+        }
+    }
 }
 
 fn failed(code: u32, kind: Code, message: String) -> pb::ExitMessage {
@@ -175,6 +177,7 @@ async fn run(
     orders: Receiver<Control>,
     outgoing: &Outgoing,
     cancel: CancellationToken,
+    told: &mut bool,
 ) -> Result<i32, EngineError> {
     // Nothing a process says goes out before the word that it has started.
     let (open, gate) = watch::channel(false);
@@ -204,6 +207,7 @@ async fn run(
         let (id, outgoing) = (id.to_owned(), outgoing.clone());
         async move {
             if start.await.is_ok() {
+                *told = true;
                 let input = Some(Input::Started(pb::StartedMessage {}));
                 let _ = outgoing.send(Ok(pb::ExecMessage { process_id: id, input })).await;
             }
@@ -293,6 +297,15 @@ mod tests {
         assert_eq!(signal_number("SIGTERM"), Some(15));
         assert_eq!(signal_number("kill"), Some(9));
         assert_eq!(signal_number("SIGNONSENSE"), None);
+    }
+
+    #[test]
+    fn a_process_that_never_ran_has_an_exit_of_its_own() {
+        assert_eq!(farewell(Ok(0)), pb::ExitMessage { code: 0, error: None });
+        let refused = farewell(Err(EngineError::user("not here")));
+        assert_eq!((refused.code, refused.error.unwrap().message.as_str()), (UNKNOWN, "not here"));
+        assert_eq!(farewell(Err(EngineError::canceled())).error.unwrap().code, Code::Cancelled as i32);
+        assert_eq!(farewell(Ok(7)).code, 7);
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Engine {
         for name in &request.entitlements {
             // What the engine does not allow is refused also where no step would need it.
             if !self.0.parts.entitlements.iter().any(|allowed| allowed == name) {
-                return Err(EngineError::user(format!("{name} is not allowed"))
+                return Err(EngineError::user(format!("entitlement {name} is not allowed"))
                     .with_hint(format!("start the engine with --allow-insecure-entitlement {name}")));
             }
         }
@@ -317,7 +317,9 @@ impl Engine {
 /// Adds the time that outputs are cut to, where the request has one and the frontend said nothing of it.
 fn with_epoch(mut result: FrontendResult, request: &SolveRequest) -> FrontendResult {
     const KEY: &str = "source.date.epoch";
+    // Anything but a number names a source, whose time the frontend tells.
     if let Some(epoch) = request.frontend_attrs.get("build-arg:SOURCE_DATE_EPOCH")
+        && epoch.parse::<i64>().is_ok()
         && !result.metadata.keys().any(|key| key.starts_with(KEY))
     {
         result.metadata.insert(KEY.to_owned(), epoch.clone().into_bytes());

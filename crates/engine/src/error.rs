@@ -29,6 +29,17 @@ pub struct Further {
     pub locations: Vec<Location>,
     /// Why a client's policy denied a source.
     pub denials: Vec<String>,
+    /// What a caller asked of a frontend that it does not do.
+    pub unsupported: Option<Unsupported>,
+}
+
+/// What a frontend does not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unsupported {
+    /// A subrequest, by its name.
+    Subrequest(String),
+    /// A capability that the caller relies on.
+    Capability(String),
 }
 
 /// A place in a source file that a client can show.
@@ -55,6 +66,16 @@ impl EngineError {
     /// Returns an error of the user's input.
     pub fn user(message: impl Into<String>) -> Self {
         Self::new(ErrorClass::UserInput, message)
+    }
+
+    /// Returns the error of a caller that asks a frontend for what it does not do.
+    pub fn unsupported(what: Unsupported) -> Self {
+        let mut error = Self::user(match &what {
+            Unsupported::Subrequest(name) => format!("unsupported request {name}"),
+            Unsupported::Capability(name) => format!("unsupported frontend capability {name}"),
+        });
+        error.further_mut().unsupported = Some(what);
+        error
     }
 
     /// Returns the error of a build that was called off.

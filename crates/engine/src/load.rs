@@ -87,13 +87,12 @@ fn check_entitlements(parts: &Parts, vertex: &LlbVertex, build: &BuildContext) -
 pub fn check_entitlement(parts: &Parts, build: &BuildContext, name: &str) -> Result<(), EngineError> {
     let granted = |list: &[String]| list.iter().any(|e| e == name);
     if !granted(&parts.entitlements) {
-        return Err(EngineError::user(format!("{name} is not allowed"))
+        return Err(EngineError::user(format!("entitlement {name} is not allowed"))
             .with_hint(format!("start the engine with --allow-insecure-entitlement {name}")));
     }
     if !granted(&build.settings.entitlements) {
-        return Err(
-            EngineError::user(format!("{name} is not allowed")).with_hint(format!("add --allow {name} to the command"))
-        );
+        return Err(EngineError::user(format!("entitlement {name} is not allowed"))
+            .with_hint(format!("add --allow {name} to the command")));
     }
     Ok(())
 }

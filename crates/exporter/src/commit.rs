@@ -22,6 +22,8 @@ use crate::source::{ExportSource, IMAGE_NAME_KEY, PlatformResult};
 
 /// Compatibility level from which OCI media types are the default.
 const OCI_LEVEL: u32 = 30;
+/// On layers whose times were cut: to which second since 1970.
+const REWRITTEN_KEY: &str = "buildkit/rewritten-timestamp";
 
 /// A finished image: every piece of it, in the order in which a registry takes them.
 #[derive(Clone)]
@@ -343,6 +345,11 @@ impl<'a> Commit<'a> {
             LayerBytes::Needed => layer_blob_here(self.context, layer, &wanted)?,
             LayerBytes::MayBeElsewhere => layer_blob(self.context, layer, &wanted)?,
         };
+        if let Some(epoch) = epoch
+            && self.oci_types
+        {
+            descriptor.annotations.insert(REWRITTEN_KEY.to_owned(), epoch.to_string());
+        }
         layer_media::convert(&mut descriptor, self.oci_types, self.options.prefer_nondist);
         let data = blob.map_or_else(|| Data::Remote(layer.clone()), Data::Blob);
         let note = LayerNote { description: layer.description(), created: Some(layer.created()) };

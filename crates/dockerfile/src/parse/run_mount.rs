@@ -212,9 +212,14 @@ impl Mount {
 fn choose<T: Copy>(what: &str, value: &str, choices: &[(&'static str, T)]) -> Outcome<T> {
     let lower = value.to_lowercase();
     choices.iter().find(|(name, _)| *name == lower).map(|(_, choice)| *choice).ok_or_else(|| {
-        Fault::new(format!("unsupported {what} {}", quote(value)))
-            .did_you_mean(value, choices.iter().map(|(name, _)| *name))
-            .word(value)
+        let message = format!("unsupported {what} {}", quote(value));
+        // Half a name is far from the whole one, and yet it is clear what was meant.
+        let begun = choices.iter().find(|(name, _)| lower.len() > 2 && name.starts_with(&lower));
+        let fault = match begun {
+            Some((name, _)) => Fault::new(format!("{message} (did you mean {name}?)")),
+            None => Fault::new(message).did_you_mean(value, choices.iter().map(|(name, _)| *name)),
+        };
+        fault.word(value)
     })
 }
 

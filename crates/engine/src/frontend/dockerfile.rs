@@ -11,7 +11,7 @@ use kiln_stdx::{Digest, ErrorClass, StableHasher};
 
 use super::options::{Files, options};
 use crate::bridge::{Bridge, FrontendResult, ResultRefs};
-use crate::error::{EngineError, Location};
+use crate::error::{EngineError, Location, Unsupported};
 use crate::events::{Event, WarningEvent};
 use crate::inspect;
 use crate::request::FrontendRequest;
@@ -29,6 +29,7 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     if question == Some(subrequest::DESCRIBE) {
         return Ok(FrontendResult { metadata: subrequest::describe(), ..FrontendResult::default() });
     }
+    super::options::check_caps(&request.attrs)?;
     let mut files = Files::new(request, &bridge.build().settings.session)?;
     let platforms = super::options::platforms(&request.attrs)?;
     bridge.set_slots(slots(request, &platforms));
@@ -40,7 +41,7 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         return Box::pin(super::gateway::run(bridge, &request, &image)).await;
     }
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
-    let ignore = read_ignore_file(bridge, &files).await?;
+    let Ignore { patterns: ignore, missing } = read_ignore_file(bridge, &files).await?;
     if let Some(question) = question {
         let mut options = options(request, &files)?;
         options.target_platform = platforms.first().cloned();
@@ -63,6 +64,9 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         options.ignore_patterns.clone_from(&ignore);
         options.source_definition = source.definition.clone();
         let lowered = compile(bridge, &file, &options, &source).await?;
+        if let Some(error) = missing.as_ref().filter(|_| uses_context(&lowered.definition, &files)) {
+            return Err(error.clone());
+        }
         // What is wrong with the file is wrong for every platform; once is enough.
         if names.is_empty() {
             warn(bridge, &lowered, &source);
@@ -116,11 +120,14 @@ fn slots(request: &FrontendRequest, platforms: &[Platform]) -> String {
 async fn read_dockerfile(bridge: &Bridge, files: &mut Files) -> Result<SourceFile, EngineError> {
     let host = Platform::host();
     let whole = files.resolve_remote(bridge).await?;
+    // A graph that stands for the context alone says nothing of the Dockerfile.
+    let whole = whole.filter(|_| !matches!(files.context, MainContext::Graph { .. }));
     let definition = match (&whole, files.dockerfile_graph()) {
         (_, Some(definition)) => definition,
         (Some(definition), None) => definition.clone(),
         (None, None) => {
-            kiln_dockerfile::context::dockerfile_definition(&files.dockerfile_local, &files.session, &files.name, &host)
+            let session = files.session_of(&files.dockerfile_local);
+            kiln_dockerfile::context::dockerfile_definition(&files.dockerfile_local, session, &files.name, &host)
                 .map_err(|e| EngineError::user(e.to_string()))?
         }
     };
@@ -152,18 +159,42 @@ async fn read_dockerfile(bridge: &Bridge, files: &mut Files) -> Result<SourceFil
     Ok(SourceFile { name, text, definition: Some(definition), vertex })
 }
 
+/// What the ignore file says.
+#[derive(Default)]
+struct Ignore {
+    patterns: Vec<String>,
+    /// Why the client does not give it. Only a build that uses the context fails of that.
+    missing: Option<EngineError>,
+}
+
 /// Returns the patterns of the ignore file: the Dockerfile's own, else the context's.
-async fn read_ignore_file(bridge: &Bridge, files: &Files) -> Result<Vec<String>, EngineError> {
+async fn read_ignore_file(bridge: &Bridge, files: &Files) -> Result<Ignore, EngineError> {
     if let Some(text) = &files.own_ignore {
-        return Ok(kiln_dockerfile::ignore::parse(text));
+        return Ok(Ignore { patterns: kiln_dockerfile::ignore::parse(text), missing: None });
     }
-    let MainContext::Local { name } = &files.context else { return Ok(Vec::new()) };
-    let definition = kiln_dockerfile::context::ignore_file_definition(name, &files.session, &Platform::host())
+    let MainContext::Local { name } = &files.context else { return Ok(Ignore::default()) };
+    let session = files.session_of(name);
+    let definition = kiln_dockerfile::context::ignore_file_definition(name, session, &Platform::host())
         .map_err(|e| EngineError::user(e.to_string()))?;
-    let Some(reference) = bridge.define(definition).await? else { return Ok(Vec::new()) };
-    let layers = bridge.evaluate(&reference).await?;
+    let Some(reference) = bridge.define(definition).await? else { return Ok(Ignore::default()) };
+    let layers = match bridge.evaluate(&reference).await {
+        Ok(layers) => layers,
+        Err(error) if error.class() == ErrorClass::UserInput => {
+            return Ok(Ignore { patterns: Vec::new(), missing: Some(error) });
+        }
+        Err(error) => return Err(error),
+    };
     let text = inspect::read_file(bridge.parts(), &layers, ".dockerignore", None).await.unwrap_or_default();
-    Ok(kiln_dockerfile::ignore::parse(&text))
+    Ok(Ignore { patterns: kiln_dockerfile::ignore::parse(&text), missing: None })
+}
+
+/// Tells whether a graph reads the main context from the client.
+fn uses_context(definition: &Definition, files: &Files) -> bool {
+    let MainContext::Local { name } = &files.context else { return false };
+    let identifier = format!("local://{name}");
+    let graph = kiln_llb::Graph::load(definition, &kiln_llb::LoadOptions::default());
+    let is_context = |op: &kiln_llb::Op| matches!(op, kiln_llb::Op::Source(source) if source.identifier == identifier);
+    !definition.is_empty() && graph.is_ok_and(|graph| graph.vertices().iter().any(|v| is_context(&v.op)))
 }
 
 /// Answers a question about the file instead of building it.
@@ -194,7 +225,7 @@ async fn answer_question(
                 Err(Failed::Build(error)) => Err(*error),
             }
         }
-        other => Err(EngineError::user(format!("unsupported request {other}"))),
+        other => Err(EngineError::unsupported(Unsupported::Subrequest(other.to_owned()))),
     }
 }
 
@@ -285,13 +316,7 @@ async fn answer(
             resolved.add_ignore_file(ignore, text);
         }
         Wanted::Time(time) => {
-            let seconds = match bridge.define(time.definition.clone()).await? {
-                Some(reference) => {
-                    let layers = bridge.files(&reference).await?;
-                    layers.tree()?.iter().map(|node| node.entry.mtime.0).max()
-                }
-                None => None,
-            };
+            let seconds = crate::source::time::of(bridge, &time.definition).await?;
             resolved.add_time(time, seconds);
         }
     }

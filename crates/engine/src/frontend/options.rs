@@ -10,11 +10,19 @@ use kiln_llb::pb::LinuxResources;
 use kiln_oci::{ImageConfig, Platform};
 
 use crate::bridge::Bridge;
-use crate::error::EngineError;
+use crate::error::{EngineError, Unsupported};
 use crate::inspect;
 use crate::request::FrontendRequest;
 
 type Attrs = BTreeMap<String, String>;
+
+/// What callers may rely on (`frontend.caps`).
+const CAPS: [&str; 4] = [
+    "moby.buildkit.frontend.inputs",
+    "moby.buildkit.frontend.subrequests",
+    "moby.buildkit.frontend.contexts",
+    "moby.buildkit.frontend.gitquerystring",
+];
 
 /// Bytes of a remote context that tell what it is.
 const PROBE: u64 = 1024;
@@ -30,6 +38,8 @@ pub struct Files {
     /// Text of the ignore file beside the Dockerfile.
     pub own_ignore: Option<Vec<u8>>,
     dockerfile: Option<Definition>,
+    /// Sessions of single directories, by the directory's name.
+    sessions: Attrs,
 }
 
 fn text<'a>(attrs: &'a Attrs, name: &str) -> Option<&'a str> {
@@ -45,6 +55,10 @@ impl Files {
         let attrs = &request.attrs;
         let local = text(attrs, "contextkey").unwrap_or("context").to_owned();
         let dockerfile_local = text(attrs, "dockerfilekey").unwrap_or("dockerfile").to_owned();
+        if let Some(name) = [&local, &dockerfile_local].into_iter().find(|name| is_nil(request.inputs.get(*name))) {
+            let text = format!("input {name}: invalid nil input definition to definition op");
+            return Err(EngineError::user(text));
+        }
         // A graph that the caller hands in stands for the directory of its name.
         let mut context = match request.inputs.get(&local) {
             Some(definition) => MainContext::Graph { definition: definition.clone(), subdir: None },
@@ -61,7 +75,16 @@ impl Files {
             name: text(attrs, "filename").unwrap_or("Dockerfile").to_owned(),
             context,
             own_ignore: None,
+            sessions: attrs
+                .iter()
+                .filter_map(|(k, v)| Some((k.strip_prefix("local-sessionid:")?.to_owned(), v.clone())))
+                .collect(),
         })
+    }
+
+    /// Returns the session that gives a directory.
+    pub fn session_of(&self, local: &str) -> &str {
+        self.sessions.get(local).unwrap_or(&self.session)
     }
 
     /// Returns the graph to read the Dockerfile from, where it is not a directory of the client.
@@ -94,6 +117,23 @@ impl Files {
         self.name = "context".to_owned();
         self.dockerfile = Some(definition.clone());
         Ok(Some(definition))
+    }
+}
+
+/// Tells whether a graph was handed in that is none at all, which is not the same as an empty file system.
+fn is_nil(input: Option<&Definition>) -> bool {
+    input.is_some_and(|definition| definition.is_empty())
+}
+
+/// Checks that the frontend can do what the caller relies on.
+///
+/// # Errors
+/// It cannot; the error names the capability.
+pub fn check_caps(attrs: &Attrs) -> Result<(), EngineError> {
+    let list = text(attrs, "frontend.caps").unwrap_or_default();
+    match list.split(',').find(|cap| !cap.is_empty() && !CAPS.contains(&cap.trim_end_matches("+forward"))) {
+        Some(unknown) => Err(EngineError::unsupported(Unsupported::Capability(unknown.to_owned()))),
+        None => Ok(()),
     }
 }
 

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use kiln_llb::op::SourceOp;
 use kiln_session::Session;
+use kiln_solver::{OpContext, VertexDigest};
+use kiln_stdx::Digest;
 use tokio_util::sync::CancellationToken;
 
-use super::git::{Git, GitPin, GitSource, pin};
+use super::git::{Git, GitPin, GitSource, Repository, pin};
 use super::http::{Fetched, HttpSource, fetch};
 use crate::bridge::Bridge;
 use crate::error::EngineError;
@@ -29,6 +31,35 @@ pub async fn git(bridge: &Bridge, op: &SourceOp) -> Result<GitPin, EngineError> 
     let found = pin(&git, &source).await?;
     bridge.build().git.lock().insert(key, found.clone());
     Ok(found)
+}
+
+/// The objects behind a git reference, as `git cat-file` prints them.
+pub struct GitObjects {
+    pub commit: Vec<u8>,
+    /// For an annotated tag.
+    pub tag: Option<Vec<u8>>,
+}
+
+/// Fetches the objects that a git reference leads to.
+///
+/// # Errors
+/// As [`git`]; the objects cannot be fetched.
+pub async fn git_objects(bridge: &Bridge, op: &SourceOp) -> Result<GitObjects, EngineError> {
+    let pin = git(bridge, op).await?;
+    let source = GitSource::new(op)?;
+    let vertex = VertexDigest(Digest::of(format!("objects of {}", source.key(&pin.object, &pin.reference))));
+    let cx = OpContext::detached(vertex, [(bridge.job().id(), Arc::clone(bridge.build()) as _)]);
+    let cancel = CancellationToken::new();
+    // Dropping this future ends git too.
+    let _cancel = cancel.clone().drop_guard();
+    let git = Git::open(bridge.parts(), &sessions(bridge).await, &source, Arc::new(|_, _| {}), cancel).await?;
+    let repository = Repository::with(bridge.parts(), &cx, &git, &source, &pin).await?;
+    let commit = repository.git.run(&["cat-file", "commit", pin.commit(false)]).await?;
+    let tag = match pin.commit {
+        Some(_) => Some(repository.git.run(&["cat-file", "tag", &pin.object]).await?),
+        None => None,
+    };
+    Ok(GitObjects { commit, tag })
 }
 
 /// Returns what a server has.

@@ -11,3 +11,4 @@ pub mod lookup;
 pub mod meta;
 pub mod registry;
 pub mod resolve;
+pub mod time;

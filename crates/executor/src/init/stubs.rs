@@ -181,13 +181,19 @@ pub(super) fn make_all(root: &OwnedFd, target: &Resolved, is_dir: bool) -> io::R
 
 fn make_one(dir: &OwnedFd, name: &str, is_dir: bool) -> io::Result<()> {
     if is_dir {
-        rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))?;
+        match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+            // Another step that shares the mount below made it meanwhile, and owns it.
+            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            made => made?,
+        }
         // The mode must not depend on the umask the engine was started with.
         return Ok(rustix::fs::chmodat(dir, name, Mode::from_raw_mode(0o755), AtFlags::empty())?);
     }
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o644))?;
-    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(0o644))?)
+    match rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o644)) {
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        file => Ok(rustix::fs::fchmod(file?, Mode::from_raw_mode(0o644))?),
+    }
 }
 
 fn remove_one(root: &OwnedFd, stub: &Stub) -> io::Result<()> {

@@ -151,7 +151,11 @@ impl<'a> CopyRun<'a> {
     /// Returns what a directory has that is made on the way.
     pub(super) fn new_dir(&self) -> FileMeta {
         let (uid, gid) = self.owner.unwrap_or_default();
-        FileMeta { uid, gid, ..FileMeta::new(0o755, time(self.copy.timestamp, self.now)) }
+        let mode = match &self.copy.mode {
+            Some(CopyMode::Bits(bits)) => *bits,
+            _ => 0o755,
+        };
+        FileMeta { uid, gid, ..FileMeta::new(mode, time(self.copy.timestamp, self.now)) }
     }
 
     fn directory(
@@ -165,7 +169,11 @@ impl<'a> CopyRun<'a> {
         let filter = self.filter.clone();
         let mut walk = tree.walk(source);
         let mut judge = filter.walk();
-        // The top is made when something goes into it, or when nothing is filtered. One that is there stays as it is.
+        // A top that only takes the contents is a new directory, whatever the filter leaves of them. Any other is the
+        // source's, and made when something goes into it or nothing is filtered. One that is there stays as it is.
+        if self.copy.dir_contents_only && !target.is_empty() && builder.lookup(target).is_none() {
+            builder.mkdir_all(target, &self.new_dir())?;
+        }
         let mut made_top = filter.is_trivial();
         if made_top {
             self.make_top(top, target, builder)?;

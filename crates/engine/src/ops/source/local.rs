@@ -17,6 +17,7 @@ use crate::error::EngineError;
 use crate::parts::Parts;
 use crate::session;
 use crate::source::local::assemble::{Assembly, Last};
+use crate::source::local::metadata::Listing;
 use crate::source::local::sync::Received;
 use crate::source::local::{Wanted, direct};
 
@@ -26,6 +27,8 @@ pub struct Local {
     wanted: Wanted,
     session: Option<String>,
     unique: String,
+    /// Whether equal size and time mean equal content.
+    trusts_metadata: bool,
 }
 
 impl Local {
@@ -48,12 +51,17 @@ impl Local {
             exclude: list(attr::LOCAL_EXCLUDE_PATTERNS)?,
             follow: list(attr::LOCAL_FOLLOW_PATHS)?,
             shared_key_hint: op.attr(attr::LOCAL_SHARED_KEY_HINT).unwrap_or_default().to_owned(),
+            metadata_except: match op.attr(attr::LOCAL_METADATA_TRANSFER) {
+                Some("true" | "1") => Some(list(attr::LOCAL_METADATA_TRANSFER_EXCLUDE)?),
+                _ => None,
+            },
         };
         Ok(Self {
             parts,
             wanted,
             session: op.attr(attr::LOCAL_SESSION).map(str::to_owned),
             unique: op.attr(attr::LOCAL_UNIQUE).unwrap_or_default().to_owned(),
+            trusts_metadata: op.attr(attr::LOCAL_DIFFER) != Some("none"),
         })
     }
 
@@ -75,8 +83,8 @@ impl Local {
     async fn read(&self, cx: &OpContext, session: &Arc<Session>) -> Result<ImmutableRef, EngineError> {
         let memory = self.memory(session);
         let reference = match session.direct_dir(&self.wanted.name) {
-            Some(dir) => self.direct(cx, dir, &memory).await?,
-            None => self.sync(cx, session, &memory).await?,
+            Some(dir) if self.wanted.metadata_except.is_none() => self.direct(cx, dir, &memory).await?,
+            _ => self.sync(cx, session, &memory).await?,
         };
         for (name, shared) in &memory {
             self.parts.store.set_local_ref(name, shared, &reference);
@@ -119,11 +127,14 @@ impl Local {
     ) -> Result<ImmutableRef, EngineError> {
         let progress = Progress::new(cx);
         let (store, memory) = (self.parts.store.clone(), memory.clone());
+        let (except, trusted) = (self.wanted.metadata_except.clone(), self.trusts_metadata);
         let target = self
             .parts
             .blocking(move || {
-                let last = remembered(&store, &memory);
-                Ok(Received::new(&store, last)?)
+                let last = if trusted { remembered(&store, &memory) } else { None };
+                let listing = except.map(|except| Listing::new(&except)).transpose();
+                let listing = listing.map_err(|e| EngineError::user(e.to_string()))?;
+                Ok(Received::new(&store, last, listing)?)
             })
             .await?;
         let request = SyncRequest {

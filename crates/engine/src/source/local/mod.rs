@@ -7,6 +7,7 @@
 mod ahead;
 pub mod assemble;
 pub mod direct;
+pub mod metadata;
 pub mod sync;
 pub mod walk;
 
@@ -23,6 +24,8 @@ pub struct Wanted {
     pub follow: Vec<String>,
     /// Together with the session's shared key: names the state of the last build.
     pub shared_key_hint: String,
+    /// What to send whole when only metadata is wanted of everything else; none if all is wanted.
+    pub metadata_except: Option<Vec<String>>,
 }
 
 impl Wanted {
@@ -32,6 +35,8 @@ impl Wanted {
             .strs("include", self.include.iter())
             .strs("exclude", self.exclude.iter())
             .strs("follow", self.follow.iter())
+            .strs("whole", self.metadata_except.as_deref().unwrap_or_default().iter())
+            .str("listed", if self.metadata_except.is_some() { "metadata" } else { "" })
             .finish();
         format!("{}#{}", self.name, &digest.hex()[..16])
     }

@@ -13,6 +13,7 @@ use kiln_snapshot::{Entry, Kind};
 use kiln_store::Store;
 
 use super::assemble::{Contents, Last};
+use super::metadata::{self, Listing};
 
 /// Most contents kept open for writing at once; descriptors are scarce.
 const OPEN_FILES: usize = 256;
@@ -28,6 +29,8 @@ pub struct Received {
     /// The transfer's number of the file at a place.
     ids: HashMap<usize, u32>,
     open: BTreeMap<u32, File>,
+    /// Keeps most entries as metadata only, if that is what is wanted.
+    listing: Option<Listing>,
     pub bytes: u64,
 }
 
@@ -36,7 +39,7 @@ impl Received {
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn new(store: &Store, last: Option<Last>) -> io::Result<Self> {
+    pub fn new(store: &Store, last: Option<Last>, listing: Option<Listing>) -> io::Result<Self> {
         let dir = store.temp_path();
         std::fs::create_dir(&dir)?;
         Ok(Self {
@@ -47,6 +50,7 @@ impl Received {
             links: HashMap::new(),
             ids: HashMap::new(),
             open: BTreeMap::new(),
+            listing,
             bytes: 0,
         })
     }
@@ -59,6 +63,40 @@ impl Received {
     fn path(&self, id: u32) -> PathBuf {
         self.dir.join(id.to_string())
     }
+
+    fn push(&mut self, entry: Entry) -> usize {
+        let place = self.entries.len();
+        self.places.insert(entry.path.clone(), place);
+        self.entries.push(entry);
+        place
+    }
+
+    /// Puts the file of records where it belongs in the listing, which is in component order.
+    fn place_records(&mut self) {
+        if let Some(listing) = &mut self.listing
+            && !std::mem::replace(&mut listing.placed, true)
+        {
+            let place = self.push(metadata::records_entry());
+            self.ids.insert(place, metadata::RECORDS_ID);
+        }
+    }
+
+    /// Takes down the entry, and tells whether that is all that is wanted of it.
+    fn is_listed_only(&mut self, stat: &Stat, entry: &Entry) -> bool {
+        let Some(listing) = &mut self.listing else { return false };
+        if entry.path == metadata::RECORDS_NAME {
+            return true;
+        }
+        let parents = listing.note(stat, entry);
+        if kiln_snapshot::path::cmp(&entry.path, metadata::RECORDS_NAME).is_gt() {
+            self.place_records();
+        }
+        let Some(parents) = parents else { return true };
+        for parent in parents {
+            self.push(parent);
+        }
+        false
+    }
 }
 
 impl Drop for Received {
@@ -69,18 +107,20 @@ impl Drop for Received {
 
 impl SyncTarget for Received {
     fn entry(&mut self, id: u32, stat: Stat) -> io::Result<bool> {
-        let place = self.entries.len();
         let mut entry = entry(&stat);
-        self.places.insert(entry.path.clone(), place);
+        if self.is_listed_only(&stat, &entry) {
+            return Ok(false);
+        }
         if stat.kind() == StatKind::HardLink {
-            match self.places.get(&stat.linkname) {
-                Some(&first) => {
+            match self.places.get(&stat.linkname).copied() {
+                Some(first) => {
+                    let original = self.entries.get(first).cloned().unwrap_or_else(|| entry.clone());
+                    let place = self.push(Entry { path: entry.path, ..original });
                     self.links.insert(place, first);
-                    let first = self.entries.get(first).cloned().unwrap_or_else(|| entry.clone());
-                    entry = Entry { path: entry.path, ..first };
-                    self.entries.push(entry);
                     return Ok(false);
                 }
+                // The first name was listed only: the later one is a file of its own.
+                None if self.listing.is_some() => {}
                 None => return Err(io::Error::other("a hard link to a file that was not sent")),
             }
         }
@@ -92,11 +132,20 @@ impl SyncTarget for Received {
             entry.digest = old.digest;
             wanted = false;
         }
+        let place = self.push(entry);
         if wanted {
             self.ids.insert(place, id);
         }
-        self.entries.push(entry);
         Ok(wanted)
+    }
+
+    fn listed(&mut self) -> io::Result<()> {
+        self.place_records();
+        let Some(listing) = &self.listing else { return Ok(()) };
+        if let Some(&place) = self.places.get(metadata::RECORDS_NAME) {
+            self.entries[place].size = listing.records.len() as u64;
+        }
+        std::fs::write(self.path(metadata::RECORDS_ID), &listing.records)
     }
 
     fn data(&mut self, id: u32, data: Bytes) -> io::Result<()> {
