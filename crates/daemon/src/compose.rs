@@ -45,7 +45,14 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
     let executor = SandboxExecutor::new(SandboxConfig::default())
         .map_err(|e| start("preparing the sandbox", std::io::Error::other(e)))?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let provenance_env = match &settings.provenance_env_dir {
+        Some(dir) => {
+            kiln_engine::provenance::read_environment(dir).map_err(|e| start("reading provenanceEnvDir", e))?
+        }
+        None => serde_json::Map::new(),
+    };
     let parts = Parts {
+        provenance_env,
         snapshotter: snapshotter(settings.snapshotter.as_deref()),
         executor: Arc::new(executor),
         registry: Registry::new(registry),

@@ -56,7 +56,7 @@ struct File {
     #[serde(rename = "proxyNetwork")]
     proxy_network: bool,
     #[serde(rename = "provenanceEnvDir")]
-    _provenance_env_dir: Option<PathBuf>,
+    provenance_env_dir: Option<PathBuf>,
     log: Log,
     grpc: Grpc,
     #[serde(rename = "otel")]
@@ -235,6 +235,7 @@ impl ConfigFile {
         if !file.grpc.tls.cert.is_empty() || !file.grpc.tls.key.is_empty() || !file.grpc.tls.ca.is_empty() {
             return Err("[grpc.tls] is not supported by this engine".to_owned());
         }
+        settings.provenance_env_dir = file.provenance_env_dir;
         settings.labels = worker.labels;
         settings.platforms = worker.platforms;
         settings.max_parallelism = Some(worker.max_parallelism).filter(|n| *n > 0);

@@ -1,6 +1,7 @@
 //! What an administrator decides for one engine, beside where it listens: registries, entitlements, limits, labels.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kiln_registry::HostConfig;
@@ -30,6 +31,8 @@ pub struct Settings {
     pub frontends: Frontends,
     /// How much history is kept.
     pub history: HistorySettings,
+    /// Where JSON files with additions to provenance are.
+    pub provenance_env_dir: Option<PathBuf>,
     /// Whether the log is written as JSON.
     pub log_json: bool,
     /// Least level of log lines: `error`, `warn`, `info`, `debug`, `trace`; by `debug` when absent.
@@ -82,6 +85,7 @@ impl Default for Settings {
             snapshotter: None,
             frontends: Frontends::default(),
             history: HistorySettings::default(),
+            provenance_env_dir: None,
             log_json: false,
             log_level: None,
             socket_owner: (None, None),

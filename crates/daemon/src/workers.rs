@@ -9,9 +9,6 @@ use kiln_session::proto::control::types::{BuildkitVersion, WorkerRecord};
 
 use crate::DaemonConfig;
 
-/// The level of the Dockerfile language that the built-in frontend implements.
-const DOCKERFILE: &str = "1.20.0";
-
 /// What an engine says of itself that its parts do not know.
 #[derive(Debug, Clone, Default)]
 pub struct About {
@@ -38,7 +35,7 @@ pub fn version(build_id: &str) -> BuildkitVersion {
         package: "kiln".to_owned(),
         version: concat!("v", env!("CARGO_PKG_VERSION")).to_owned(),
         revision: build_id.to_owned(),
-        dockerfile_version: DOCKERFILE.to_owned(),
+        dockerfile_version: kiln_engine::provenance::DOCKERFILE_VERSION.to_owned(),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::container::Containers;
 use crate::error::EngineError;
 use crate::load;
 use crate::parts::Parts;
+use crate::provenance::Scope;
 use crate::request::FrontendRequest;
 use crate::source::lazy;
 
@@ -30,6 +31,8 @@ pub struct Ref(Arc<RefInner>);
 struct RefInner {
     id: String,
     definition: Definition,
+    /// What is built: the definition as policies left it.
+    graph: Graph,
     edge: Edge,
     solved: OnceCell<Solved<ImmutableRef>>,
 }
@@ -43,6 +46,11 @@ impl Ref {
     /// Returns the definition it comes from.
     pub fn definition(&self) -> &Definition {
         &self.0.definition
+    }
+
+    /// Returns what is built for it.
+    pub fn graph(&self) -> &Graph {
+        &self.0.graph
     }
 
     /// Returns the edge that it stands for.
@@ -84,9 +92,9 @@ impl ResultRefs {
     }
 }
 
-/// The handle of one build for its frontend. Clones are the same bridge.
+/// The handle of one build for its frontend, which it asks in a scope of its own. Clones are the same bridge.
 #[derive(Clone)]
-pub struct Bridge(Arc<Inner>);
+pub struct Bridge(Arc<Inner>, Arc<Scope>);
 
 struct Inner {
     parts: Arc<Parts>,
@@ -94,6 +102,8 @@ struct Inner {
     job: Job<ImmutableRef>,
     refs: Mutex<BTreeMap<String, Ref>>,
     containers: Containers,
+    /// The request that all others came of.
+    root: Arc<Scope>,
     /// Names the steps of the build across builds; set by the frontend that knows what is built.
     slots: Mutex<Option<String>>,
 }
@@ -101,14 +111,27 @@ struct Inner {
 impl Bridge {
     /// Returns the bridge of a build.
     pub fn new(parts: Arc<Parts>, build: Arc<BuildContext>, job: Job<ImmutableRef>) -> Self {
-        Self(Arc::new(Inner {
+        let root = Arc::new(Scope::default());
+        let inner = Inner {
             parts,
             build,
             job,
             refs: Mutex::default(),
             containers: Containers::default(),
+            root: root.clone(),
             slots: Mutex::new(None),
-        }))
+        };
+        Self(Arc::new(inner), root)
+    }
+
+    /// Returns the scope of the request that this bridge serves.
+    pub fn scope(&self) -> &Arc<Scope> {
+        &self.1
+    }
+
+    /// Returns the scope that all others are in.
+    pub fn all_scopes(&self) -> &Arc<Scope> {
+        &self.0.root
     }
 
     /// Returns the engine's services.
@@ -152,7 +175,10 @@ impl Bridge {
                 FrontendResult { refs: ResultRefs::Single(reference), ..FrontendResult::default() }
             }
             (None, "") => FrontendResult::default(),
-            (_, _) => Box::pin(crate::frontend::run(self, &request)).await?,
+            (_, _) => {
+                let inner = Self(self.0.clone(), self.1.child(&request));
+                Box::pin(crate::frontend::run(&inner, &request)).await?
+            }
         };
         if evaluate {
             for reference in result.refs.all() {
@@ -180,9 +206,11 @@ impl Bridge {
             id: rand_id(),
             definition,
             edge: load::edge(graph.result()),
+            graph,
             solved: OnceCell::new(),
         }));
         self.0.refs.lock().insert(reference.0.id.clone(), reference.clone());
+        self.1.solved(&reference);
         Ok(Some(reference))
     }
 

@@ -44,6 +44,7 @@ pub struct Counters {
 pub struct BuildContext {
     /// The reference that the client gave the build.
     pub reference: String,
+    pub started: SystemTime,
     pub settings: BuildSettings,
     pub log: EventLog,
     pub counters: Counters,
@@ -69,6 +70,7 @@ impl BuildContext {
     pub fn new(reference: String, settings: BuildSettings, log: EventLog) -> Self {
         Self {
             reference,
+            started: SystemTime::now(),
             settings,
             log,
             counters: Counters::default(),

@@ -128,6 +128,7 @@ impl Engine {
             }
         }
         crate::export::check(&request.exporters)?;
+        crate::provenance::check(request)?;
         crate::cache::check(&request.cache_exports)?;
         let store = self.0.parts.store.clone();
         let swept = tokio::task::spawn_blocking(move || store.finish_sweep()).await;

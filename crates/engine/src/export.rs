@@ -5,18 +5,22 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use kiln_exporter::{ExportContext, ExportError, ExportProgress, ExportSource, Exporter, PlatformResult};
+use kiln_exporter::{
+    CacheCompression, CacheLayers, ExportContext, ExportError, ExportProgress, ExportSource, Exporter, PlatformResult,
+};
 use kiln_oci::Platform;
+use kiln_snapshot::compress::Compression;
 use kiln_stdx::{Digest, ErrorClass, fault, limits};
 use kiln_store::{Blob, Layer};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::attest::FrontendAttestation;
-use crate::bridge::{Bridge, FrontendResult, ResultRefs};
+use crate::bridge::{Bridge, FrontendResult, Ref, ResultRefs};
 use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
 use crate::parts::Parts;
+use crate::provenance::Teller;
 use crate::remote::Origins;
 use crate::request::{ExporterSpec, SolveRequest, SolveResponse};
 use crate::session::SessionCredentials;
@@ -113,7 +117,8 @@ pub async fn run(
     if request.exporters.is_empty() {
         return Ok(response);
     }
-    let source = source(bridge, request, result).await?;
+    let teller = Teller::new(bridge, request, result, named(result)?)?;
+    let source = source(bridge, request, result, teller.as_ref()).await?;
     for (number, spec) in request.exporters.iter().enumerate() {
         let exporter = Exporter::parse(&spec.kind, &spec.attrs)?;
         let vertex = bridge.build().start(exporter.kind().vertex_name());
@@ -222,8 +227,56 @@ struct NamedPlatform {
     platform: Platform,
 }
 
-async fn source(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult) -> Result<ExportSource, EngineError> {
+/// Returns the platforms of a result with their names; the host's under no name where a single result has none.
+fn named(result: &FrontendResult) -> Result<Vec<(String, Platform)>, EngineError> {
+    Ok(platforms(result)?.into_iter().map(|named| (named.id, named.platform)).collect())
+}
+
+/// Returns how the first image among the outputs is compressed.
+fn compression(request: &SolveRequest) -> CacheCompression {
+    let parse = |spec: &ExporterSpec| Exporter::parse(&spec.kind, &spec.attrs).ok();
+    let mut images = request.exporters.iter().filter(|e| matches!(e.kind.as_str(), "image" | "oci" | "docker"));
+    let gzip = CacheCompression { compression: Compression::GZIP, force: false };
+    images.find_map(parse).map_or(gzip, |exporter| exporter.compression())
+}
+
+/// Makes what is told of one platform's result, with the blobs of its layers where those are told of.
+async fn provenance(
+    bridge: &Bridge,
+    teller: Option<&Teller<'_>>,
+    form: Option<CacheCompression>,
+    id: &str,
+    reference: Option<&Ref>,
+) -> Result<Option<kiln_exporter::Attestation>, EngineError> {
+    let Some(teller) = teller else { return Ok(None) };
+    if let (Some(reference), Some(form)) = (reference, form.filter(|_| teller.wants_layers())) {
+        let layers = bridge.evaluate(reference).await?;
+        let vertex = bridge.build().start("describing layers");
+        let cancel = tokio_util::sync::CancellationToken::new();
+        // Dropping this future calls off the blocking part too.
+        let _cancel = cancel.clone().drop_guard();
+        let context = ExportContext {
+            store: bridge.parts().store.clone(),
+            remote: Origins::new(bridge.parts(), Progress::of_build(bridge.build(), vertex.digest()), &cancel),
+            progress: Arc::new(VertexProgress::new(bridge.build().clone(), vertex.digest())),
+            compatibility: 30,
+            cancel,
+        };
+        let made = bridge.parts().blocking(move || Ok(CacheLayers::new(&context, form).add(&layers).map(drop)?)).await;
+        vertex.end(made.as_ref().err().map(ToString::to_string));
+        made?;
+    }
+    teller.attest(id, reference).await
+}
+
+async fn source(
+    bridge: &Bridge,
+    request: &SolveRequest,
+    result: &FrontendResult,
+    teller: Option<&Teller<'_>>,
+) -> Result<ExportSource, EngineError> {
     // Only images carry the inline cache.
+    let form = compression(request);
     let image = request.exporters.iter().any(|e| matches!(e.kind.as_str(), "image" | "oci" | "docker"));
     let caches: &[crate::request::CacheSpec] = if image { &request.cache_exports } else { &[] };
     let metadata = |key: &str, id: &str| {
@@ -235,9 +288,10 @@ async fn source(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult
     match &result.refs {
         ResultRefs::Single(reference) => {
             let inline_cache = match reference {
-                Some(reference) => crate::cache::inline_records(bridge, caches, reference).await?,
+                Some(reference) => crate::cache::inline_records(bridge, caches, reference, form).await?,
                 None => None,
             };
+            let told = reference.as_ref();
             let reference = match reference {
                 Some(reference) => Some(bridge.evaluate(reference).await?),
                 None => None,
@@ -246,7 +300,8 @@ async fn source(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult
             // A single result is attested under its platform's name, or under none.
             let id = platforms.first().map_or_else(|| Platform::host().short(), |p| p.id.clone());
             let attested = result.attestations.get(&id).or_else(|| result.attestations.get(""));
-            let attestations = attestations(bridge, attested).await?;
+            let mut attestations = attestations(bridge, attested).await?;
+            attestations.extend(provenance(bridge, teller, image.then_some(form), &id, told).await?);
             source.entries.push(PlatformResult {
                 platform,
                 reference,
@@ -261,7 +316,7 @@ async fn source(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult
             source.keyed = true;
             for named in platforms {
                 let inline_cache = match map.get(&named.id) {
-                    Some(Some(reference)) => crate::cache::inline_records(bridge, caches, reference).await?,
+                    Some(Some(reference)) => crate::cache::inline_records(bridge, caches, reference, form).await?,
                     _ => None,
                 };
                 let reference = match map.get(&named.id) {
@@ -269,7 +324,9 @@ async fn source(bridge: &Bridge, request: &SolveRequest, result: &FrontendResult
                     Some(None) => None,
                     None => return Err(EngineError::user(format!("no result for platform {}", named.id))),
                 };
-                let attestations = attestations(bridge, result.attestations.get(&named.id)).await?;
+                let mut attestations = attestations(bridge, result.attestations.get(&named.id)).await?;
+                let told = map.get(&named.id).and_then(Option::as_ref);
+                attestations.extend(provenance(bridge, teller, image.then_some(form), &named.id, told).await?);
                 source.entries.push(PlatformResult {
                     attestations,
                     config: metadata("containerimage.config", &named.id),

@@ -23,6 +23,7 @@ pub mod ops;
 pub mod parts;
 pub mod paths;
 pub mod policy;
+pub mod provenance;
 pub mod remote;
 pub mod request;
 pub mod session;

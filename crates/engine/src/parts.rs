@@ -28,6 +28,8 @@ pub struct Parts {
     pub steps: StepDefaults,
     /// Which frontends may run.
     pub frontends: FrontendRules,
+    /// What whoever runs the engine adds to provenance.
+    pub provenance_env: serde_json::Map<String, serde_json::Value>,
     /// Serves frontends in images.
     pub gateway: Arc<dyn GatewayServer>,
     /// Sockets and other short-lived files of running steps; on a tmpfs where there is one.

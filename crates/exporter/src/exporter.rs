@@ -8,6 +8,7 @@ use kiln_registry::{Credentials, Registry};
 use kiln_session::Session;
 
 use crate::archive::Archive;
+use crate::cache_export::CacheCompression;
 use crate::commit::{self, BuiltImage, LayerBytes};
 use crate::content::Content;
 use crate::context::ExportContext;
@@ -66,6 +67,12 @@ impl Exporter {
     /// Returns what the attributes say.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Returns how the layers of an image are going to be compressed.
+    pub fn compression(&self) -> CacheCompression {
+        let commit = &self.options.commit;
+        CacheCompression { compression: commit.compression, force: commit.force_compression }
     }
 
     /// Tells whether the files of every layer are going to be read, or are asked for.

@@ -223,6 +223,10 @@ impl Options {
             if images && options.commit.annotations.accept(name, value)? {
                 continue;
             }
+            if name.starts_with("attest:") {
+                // What is attested is up to the request; clients of BuildKit say it here too, where it changes nothing.
+                continue;
+            }
             if kind.names().any(|known| known == name) {
                 options.set(name, value)?;
             } else if images && METADATA_PREFIXES.iter().any(|p| name.starts_with(p)) {

@@ -13,6 +13,7 @@ mod definition;
 mod error;
 mod git_url;
 mod graph;
+mod json;
 mod name;
 pub mod op;
 mod print;

@@ -67,7 +67,14 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Dockerfile, DockerfileError> {
                 .hint("begin with an instruction such as FROM debian"),
         );
     }
-    if diagnostics.is_empty() { Ok(out) } else { Err(DockerfileError { diagnostics, warnings: Vec::new() }) }
+    if diagnostics.is_empty() {
+        return Ok(out);
+    }
+    // What could be read is judged all the same.
+    let checks = out.directives.check.as_ref().and_then(|check| crate::lint::Config::parse(&check.value).ok());
+    let mut linter = crate::lint::Linter::new(checks.unwrap_or_default());
+    crate::lint::check_tree(&out, &mut linter);
+    Err(DockerfileError { diagnostics, warnings: linter.warnings })
 }
 
 /// Gives an error its place and the field's wording.

@@ -36,3 +36,11 @@ fn from_is_read_before_variables_are() {
     assert!(scan("from=$A").is_err());
     assert_eq!(scan("target=$X,from=").unwrap().from, None);
 }
+
+#[test]
+fn half_a_name_of_a_mount_type_is_completed() {
+    let fault = parse("type=tmp,target=/x", |v| Ok(v.to_owned())).unwrap_err();
+    assert!(fault.message.contains("did you mean tmpfs?"), "{}", fault.message);
+    let fault = parse("type=zzz,target=/x", |v| Ok(v.to_owned())).unwrap_err();
+    assert!(!fault.message.contains("did you mean"), "{}", fault.message);
+}

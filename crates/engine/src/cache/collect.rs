@@ -69,6 +69,24 @@ pub async fn add(
     Ok(())
 }
 
+/// Returns the results that a result's steps led to, by operation and output.
+///
+/// # Errors
+/// The build was called off.
+pub async fn results(bridge: &Bridge, reference: &Ref) -> Result<Vec<((Digest, u32), ImmutableRef)>, EngineError> {
+    let vertex = reference.edge().vertex;
+    let cx = OpContext::detached(vertex, [(bridge.job().id(), Arc::clone(bridge.build()) as _)]);
+    let graph = bridge.job().export(reference.edge(), ExportOptions { backlinks: false }).await?;
+    let mut found = Vec::new();
+    for node in &graph.nodes {
+        let Some((vertex, output)) = node.vertex else { continue };
+        if let Some(result) = at_hand(&graph, &cx, node, |store| store == StoreId::MAIN).await {
+            found.push(((vertex.0, output), result));
+        }
+    }
+    Ok(found)
+}
+
 fn links(node: &ExportNode<ImmutableRef>, offset: usize) -> Vec<Vec<CacheLink>> {
     let link = |link: &kiln_solver::ExportLink| CacheLink { selector: link.selector, node: link.node + offset };
     node.inputs.iter().map(|links| links.iter().map(link).collect()).collect()

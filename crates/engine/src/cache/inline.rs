@@ -2,7 +2,6 @@
 
 use kiln_exporter::cacheconfig::inline_records;
 use kiln_exporter::{CacheCompression, CacheLayers, ExportContext};
-use kiln_snapshot::compress::Compression;
 use kiln_store::ImmutableRef;
 
 use super::collect::{Kept, nodes};
@@ -10,7 +9,8 @@ use crate::error::EngineError;
 
 /// Returns the records for an image of `reference`; none where no key of the build has a result made of its layers.
 ///
-/// Layers are told apart by their uncompressed digests, so it does not matter how the image compresses them. Blocking.
+/// Layers are told apart by their uncompressed digests; they are compressed as the image is going to be, so that none is
+/// compressed twice. Blocking.
 ///
 /// # Errors
 /// A layer that cannot be had, damage, a full disk.
@@ -18,8 +18,8 @@ pub fn records(
     context: &ExportContext,
     reference: &ImmutableRef,
     kept: Vec<Kept>,
+    compression: CacheCompression,
 ) -> Result<Option<Vec<u8>>, EngineError> {
-    let compression = CacheCompression { compression: Compression::GZIP, force: false };
     let mut layers = CacheLayers::new(context, compression);
     let made = layers.add(reference)?;
     let diff_id = |d: &kiln_oci::Descriptor| {

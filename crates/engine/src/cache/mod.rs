@@ -8,12 +8,14 @@ pub mod options;
 pub mod registry;
 pub mod stack;
 
+pub use collect::results;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use kiln_exporter::cacheconfig::{self, CacheManifest, ParsedCache};
-use kiln_exporter::{ExportContext, ExportProgress};
+use kiln_exporter::{CacheCompression, ExportContext, ExportProgress};
 use kiln_stdx::{Digest, ErrorClass, StableHasher};
 use parking_lot::Mutex;
 
@@ -112,6 +114,7 @@ pub async fn inline_records(
     bridge: &Bridge,
     specs: &[CacheSpec],
     reference: &Ref,
+    compression: CacheCompression,
 ) -> Result<Option<Vec<u8>>, EngineError> {
     if !specs.iter().any(|spec| spec.kind == INLINE) {
         return Ok(None);
@@ -122,7 +125,7 @@ pub async fn inline_records(
         let last = bridge.evaluate(reference).await?;
         let mut kept = Vec::new();
         collect::add(bridge, vertex.digest(), reference, options::Mode::Min, &mut kept).await?;
-        bridge.parts().blocking(move || inline::records(&context, &last, kept)).await
+        bridge.parts().blocking(move || inline::records(&context, &last, kept, compression)).await
     };
     let made = work.await;
     vertex.end(made.as_ref().err().map(ToString::to_string));

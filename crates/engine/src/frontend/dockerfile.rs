@@ -2,7 +2,7 @@
 
 use kiln_dockerfile::subrequest;
 use kiln_dockerfile::{
-    BuildOptions, DockerfileError, Lowered, MainContext, Resolved, ResolvedImage, Wanted, ast::Dockerfile,
+    BuildOptions, Diagnostic, DockerfileError, Lowered, MainContext, Resolved, ResolvedImage, Wanted, ast::Dockerfile,
 };
 use kiln_llb::builder::ResolveMode;
 use kiln_llb::{Definition, pb};
@@ -50,7 +50,10 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         let metadata = answer_question(bridge, question, parsed, options, &source).await?;
         return Ok(FrontendResult { metadata, ..FrontendResult::default() });
     }
-    let file = parsed.map_err(|e| located(e, &source))?;
+    let file = parsed.map_err(|e| {
+        warn(bridge, &e.warnings, &source);
+        located(e, &source)
+    })?;
     let multi = platforms.len() > 1 || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
     let mut result = FrontendResult::default();
     let mut refs = std::collections::BTreeMap::new();
@@ -69,7 +72,7 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         }
         // What is wrong with the file is wrong for every platform; once is enough.
         if names.is_empty() {
-            warn(bridge, &lowered, &source);
+            warn(bridge, &lowered.warnings, &source);
         }
         let reference = bridge.define(sourced(lowered.definition.clone(), &source)).await?;
         let id = lowered.platform.short();
@@ -244,7 +247,10 @@ async fn compile(
     source: &SourceFile,
 ) -> Result<Lowered, EngineError> {
     try_compile(bridge, file, options, source).await.map_err(|failed| match failed {
-        Failed::File(error) => located(*error, source),
+        Failed::File(error) => {
+            warn(bridge, &error.warnings, source);
+            located(*error, source)
+        }
         Failed::Build(error) => *error,
     })
 }
@@ -360,8 +366,8 @@ fn located(error: DockerfileError, source: &SourceFile) -> EngineError {
 }
 
 /// Sends the linter's findings to the client.
-fn warn(bridge: &Bridge, lowered: &Lowered, source: &SourceFile) {
-    for warning in &lowered.warnings {
+fn warn(bridge: &Bridge, warnings: &[Diagnostic], source: &SourceFile) {
+    for warning in warnings {
         let line = warning.line();
         let place = if line > 0 { format!(" (line {line})") } else { String::new() };
         let short = format!("{}: {}{place}", warning.rule, warning.message);

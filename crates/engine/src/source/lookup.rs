@@ -13,6 +13,7 @@ use super::resolve::{ImageOrigin, ResolvedImage, resolve};
 use crate::bridge::Bridge;
 use crate::error::EngineError;
 use crate::parts::Parts;
+use crate::provenance::ImageSource;
 use crate::session::SessionCredentials;
 
 /// What is asked of an image.
@@ -35,11 +36,16 @@ pub struct ImageQuery<'a> {
 /// The image does not exist, has not the platform, or cannot be reached.
 pub async fn image_config(bridge: &Bridge, query: ImageQuery<'_>) -> Result<ResolvedImage, EngineError> {
     let ImageQuery { name, platform, layout, pull, log_name } = query;
+    let mut seen =
+        ImageSource { name: name.to_owned(), platform: platform.clone(), digest: None, local: layout.is_some() };
     let platform = platform.unwrap_or_else(Platform::host);
     let origin = origin(bridge, name, layout, pull).await?;
     let key = (origin.name(), platform.clone());
-    if let Some(known) = bridge.build().images.lock().get(&key) {
-        return Ok(known.clone());
+    let known = bridge.build().images.lock().get(&key).cloned();
+    if let Some(known) = known {
+        seen.digest = Some(known.root);
+        bridge.scope().looked_up(seen);
+        return Ok(known);
     }
     let shown = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
     let vertex = bridge.build().start(&shown);
@@ -54,6 +60,8 @@ pub async fn image_config(bridge: &Bridge, query: ImageQuery<'_>) -> Result<Reso
     });
     vertex.end(resolved.as_ref().err().map(ToString::to_string));
     let resolved = resolved?;
+    seen.digest = Some(resolved.root);
+    bridge.scope().looked_up(seen);
     bridge.build().images.lock().insert(key, resolved.clone());
     Ok(resolved)
 }
