@@ -9,7 +9,6 @@ use kiln_exporter::{
     CacheCompression, CacheLayers, ExportContext, ExportError, ExportProgress, ExportSource, Exporter, PlatformResult,
 };
 use kiln_oci::Platform;
-use kiln_snapshot::compress::Compression;
 use kiln_stdx::{Digest, ErrorClass, fault, limits};
 use kiln_store::{Blob, Layer};
 use parking_lot::Mutex;
@@ -78,7 +77,11 @@ pub async fn session_exporters(
         return Ok(None);
     }
     let refs = result.refs.all().iter().map(|r| r.id().to_owned()).collect();
-    let found = session.find_exporters(result.metadata.clone(), refs).await?;
+    let found = match session.find_exporters(result.metadata.clone(), refs).await {
+        // A client may want to know of the end only.
+        Err(error) if error.is_unavailable() => Vec::new(),
+        found => found?,
+    };
     let mut request = request.clone();
     for chosen in found {
         let id = request.exporters.len().to_string();
@@ -99,7 +102,7 @@ pub async fn tell_session(bridge: &Bridge, response: &SolveResponse) -> Result<(
         return Ok(());
     }
     match session.finalize_export(response.exporter.clone()).await {
-        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) if error.is_not_found() || error.is_unavailable() => Ok(()),
         other => Ok(other?),
     }
 }
@@ -232,24 +235,22 @@ fn named(result: &FrontendResult) -> Result<Vec<(String, Platform)>, EngineError
     Ok(platforms(result)?.into_iter().map(|named| (named.id, named.platform)).collect())
 }
 
-/// Returns how the first image among the outputs is compressed.
-fn compression(request: &SolveRequest) -> CacheCompression {
-    let parse = |spec: &ExporterSpec| Exporter::parse(&spec.kind, &spec.attrs).ok();
+/// Returns how the first image among the outputs is compressed; none without images.
+fn image_form(request: &SolveRequest) -> Option<CacheCompression> {
     let mut images = request.exporters.iter().filter(|e| matches!(e.kind.as_str(), "image" | "oci" | "docker"));
-    let gzip = CacheCompression { compression: Compression::GZIP, force: false };
-    images.find_map(parse).map_or(gzip, |exporter| exporter.compression())
+    images.find_map(|spec| Exporter::parse(&spec.kind, &spec.attrs).ok()).map(|exporter| exporter.compression())
 }
 
 /// Makes what is told of one platform's result, with the blobs of its layers where those are told of.
 async fn provenance(
     bridge: &Bridge,
+    request: &SolveRequest,
     teller: Option<&Teller<'_>>,
-    form: Option<CacheCompression>,
     id: &str,
     reference: Option<&Ref>,
 ) -> Result<Option<kiln_exporter::Attestation>, EngineError> {
     let Some(teller) = teller else { return Ok(None) };
-    if let (Some(reference), Some(form)) = (reference, form.filter(|_| teller.wants_layers())) {
+    if let (Some(reference), Some(form)) = (reference, image_form(request).filter(|_| teller.wants_layers())) {
         let layers = bridge.evaluate(reference).await?;
         let vertex = bridge.build().start("describing layers");
         let cancel = tokio_util::sync::CancellationToken::new();
@@ -275,71 +276,62 @@ async fn source(
     result: &FrontendResult,
     teller: Option<&Teller<'_>>,
 ) -> Result<ExportSource, EngineError> {
-    // Only images carry the inline cache.
-    let form = compression(request);
-    let image = request.exporters.iter().any(|e| matches!(e.kind.as_str(), "image" | "oci" | "docker"));
-    let caches: &[crate::request::CacheSpec] = if image { &request.cache_exports } else { &[] };
-    let metadata = |key: &str, id: &str| {
-        let keyed = if id.is_empty() { None } else { result.metadata.get(&format!("{key}/{id}")) };
-        keyed.or_else(|| result.metadata.get(key)).map(|bytes| Bytes::from(bytes.clone()))
-    };
     let platforms = platforms(result)?;
     let mut source = ExportSource { metadata: result.metadata.clone(), ..ExportSource::default() };
     match &result.refs {
         ResultRefs::Single(reference) => {
-            let inline_cache = match reference {
-                Some(reference) => crate::cache::inline_records(bridge, caches, reference, form).await?,
-                None => None,
-            };
-            let told = reference.as_ref();
-            let reference = match reference {
-                Some(reference) => Some(bridge.evaluate(reference).await?),
-                None => None,
-            };
-            let platform = platforms.first().map(|p| p.platform.clone());
             // A single result is attested under its platform's name, or under none.
             let id = platforms.first().map_or_else(|| Platform::host().short(), |p| p.id.clone());
             let attested = result.attestations.get(&id).or_else(|| result.attestations.get(""));
-            let mut attestations = attestations(bridge, attested).await?;
-            attestations.extend(provenance(bridge, teller, image.then_some(form), &id, told).await?);
-            source.entries.push(PlatformResult {
-                platform,
-                reference,
-                config: metadata("containerimage.config", ""),
-                base_config: metadata("containerimage.base.config", ""),
-                inline_cache,
-                attestations,
-                ..PlatformResult::default()
-            });
+            let mut entry = platform_result(bridge, request, result, "", reference.as_ref()).await?;
+            entry.platform = platforms.first().map(|p| p.platform.clone());
+            entry.attestations = attestations(bridge, attested).await?;
+            entry.attestations.extend(provenance(bridge, request, teller, &id, reference.as_ref()).await?);
+            source.entries.push(entry);
         }
         ResultRefs::Map(map) => {
             source.keyed = true;
             for named in platforms {
-                let inline_cache = match map.get(&named.id) {
-                    Some(Some(reference)) => crate::cache::inline_records(bridge, caches, reference, form).await?,
-                    _ => None,
-                };
-                let reference = match map.get(&named.id) {
-                    Some(Some(reference)) => Some(bridge.evaluate(reference).await?),
-                    Some(None) => None,
-                    None => return Err(EngineError::user(format!("no result for platform {}", named.id))),
-                };
-                let mut attestations = attestations(bridge, result.attestations.get(&named.id)).await?;
-                let told = map.get(&named.id).and_then(Option::as_ref);
-                attestations.extend(provenance(bridge, teller, image.then_some(form), &named.id, told).await?);
-                source.entries.push(PlatformResult {
-                    attestations,
-                    config: metadata("containerimage.config", &named.id),
-                    base_config: metadata("containerimage.base.config", &named.id),
-                    platform: Some(named.platform),
-                    id: named.id,
-                    reference,
-                    inline_cache,
-                });
+                let reference = map.get(&named.id);
+                let reference =
+                    reference.ok_or_else(|| EngineError::user(format!("no result for platform {}", named.id)))?;
+                let mut entry = platform_result(bridge, request, result, &named.id, reference.as_ref()).await?;
+                entry.attestations = attestations(bridge, result.attestations.get(&named.id)).await?;
+                entry.attestations.extend(provenance(bridge, request, teller, &named.id, reference.as_ref()).await?);
+                entry.platform = Some(named.platform);
+                entry.id = named.id;
+                source.entries.push(entry);
             }
         }
     }
     Ok(source)
+}
+
+/// Returns one platform's result but for what is attested of it.
+async fn platform_result(
+    bridge: &Bridge,
+    request: &SolveRequest,
+    result: &FrontendResult,
+    id: &str,
+    reference: Option<&Ref>,
+) -> Result<PlatformResult, EngineError> {
+    let metadata = |key: &str| {
+        let keyed = if id.is_empty() { None } else { result.metadata.get(&format!("{key}/{id}")) };
+        keyed.or_else(|| result.metadata.get(key)).map(|bytes| Bytes::from(bytes.clone()))
+    };
+    let mut entry = PlatformResult {
+        config: metadata("containerimage.config"),
+        base_config: metadata("containerimage.base.config"),
+        ..PlatformResult::default()
+    };
+    if let Some(reference) = reference {
+        // Only images carry the inline cache.
+        if let Some(form) = image_form(request) {
+            entry.inline_cache = crate::cache::inline_records(bridge, &request.cache_exports, reference, form).await?;
+        }
+        entry.reference = Some(bridge.evaluate(reference).await?);
+    }
+    Ok(entry)
 }
 
 async fn attestations(

@@ -83,6 +83,11 @@ impl SessionError {
             || matches!(self, Self::Unsupported { .. })
     }
 
+    /// Tells whether the peer has the service but nothing behind it.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Rejected(s) if s.code() == Code::Unavailable)
+    }
+
     /// Tells whether the peer is gone, so that another session may be asked instead.
     pub fn is_gone(&self) -> bool {
         matches!(self, Self::Closed { .. } | Self::NotFound { .. })

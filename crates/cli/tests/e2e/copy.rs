@@ -115,6 +115,30 @@ fn copy_follows_links_in_the_destination() {
 }
 
 #[test]
+fn directories_on_the_way_are_new_ones() {
+    let env = env();
+    env.context(&[
+        (
+            "Dockerfile",
+            "FROM scratch AS from\nCOPY --chown=7:8 --chmod=751 d/f /d/f\nCOPY --chown=9:9 d /d\n\
+             FROM scratch\nCOPY --from=from /d /copied\nCOPY --chmod=711 d/f /a/b/f\n\
+             COPY --exclude=* d /none\n",
+        ),
+        ("d/f", "x"),
+    ]);
+    let (image, _) = env.build_image(&[]);
+    let root = image.root();
+    let of = |path: &str| {
+        let entry = &root[path.as_bytes()];
+        (entry.kind, entry.mode, entry.uid, entry.gid)
+    };
+    assert_eq!(of("copied"), (b'5', 0o755, 0, 0), "what takes the contents is not what they were in");
+    assert_eq!(of("copied/f"), (b'0', 0o644, 9, 9));
+    assert_eq!((of("a"), of("a/b"), of("a/b/f").1), ((b'5', 0o711, 0, 0), (b'5', 0o711, 0, 0), 0o711));
+    assert_eq!(of("none"), (b'5', 0o755, 0, 0), "nothing of the directory is wanted, and yet there is one");
+}
+
+#[test]
 fn stages_copy_from_each_other() {
     let (env, base) = crate::env_with_base!();
     env.context(&[(

@@ -62,7 +62,7 @@ fn the_daemon_serves_with_flags_and_file() {
     // Its root is the one of the flag, and entitlements are given by nobody but the administrator.
     assert!(root.join("meta.db").exists());
     let done = env.kiln(["build", "--addr", &address, "--allow", "network.host", &context]).finish();
-    done.fails_with("network.host is not allowed");
+    done.fails_with("entitlement network.host is not allowed");
 }
 
 #[test]

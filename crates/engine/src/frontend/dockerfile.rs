@@ -33,6 +33,9 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let mut files = Files::new(request, &bridge.build().settings.session)?;
     let platforms = super::options::platforms(&request.attrs)?;
     bridge.set_slots(slots(request, &platforms));
+    for import in super::options::cache_from(&request.attrs) {
+        crate::cache::import(bridge, &import).await?;
+    }
     let source = read_dockerfile(bridge, &mut files).await?;
     if let Some((image, line)) = super::other_syntax(request, &source.text) {
         let mut request = request.clone();
@@ -41,11 +44,11 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         return Box::pin(super::gateway::run(bridge, &request, &image)).await;
     }
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
-    let Ignore { patterns: ignore, missing } = read_ignore_file(bridge, &files).await?;
+    let ignore = read_ignore_file(bridge, &files).await?;
     if let Some(question) = question {
         let mut options = options(request, &files)?;
         options.target_platform = platforms.first().cloned();
-        options.ignore_patterns.clone_from(&ignore);
+        options.ignore_patterns.clone_from(&ignore.patterns);
         options.source_definition.clone_from(&source.definition);
         let metadata = answer_question(bridge, question, parsed, options, &source).await?;
         return Ok(FrontendResult { metadata, ..FrontendResult::default() });
@@ -54,49 +57,72 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         warn(bridge, &e.warnings, &source);
         located(e, &source)
     })?;
-    let multi = platforms.len() > 1 || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
-    let mut result = FrontendResult::default();
-    let mut refs = std::collections::BTreeMap::new();
-    let mut names = Vec::new();
-    let wanted: Vec<Option<Platform>> =
-        if platforms.is_empty() { vec![None] } else { platforms.iter().cloned().map(Some).collect() };
-    for platform in wanted {
-        let mut options = options(request, &files)?;
+    let task = Task { bridge, request, files: &files, source: &source, file: &file, ignore };
+    task.build(&platforms).await
+}
+
+/// A Dockerfile to be built for one or more platforms.
+struct Task<'a> {
+    bridge: &'a Bridge,
+    request: &'a FrontendRequest,
+    files: &'a Files,
+    source: &'a SourceFile,
+    file: &'a Dockerfile,
+    ignore: Ignore,
+}
+
+impl Task<'_> {
+    async fn build(&self, platforms: &[Platform]) -> Result<FrontendResult, EngineError> {
+        let Self { bridge, request, source, .. } = self;
+        let multi = platforms.len() > 1 || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
+        let mut result = FrontendResult::default();
+        let mut refs = std::collections::BTreeMap::new();
+        let mut names = Vec::new();
+        let wanted: Vec<Option<Platform>> =
+            if platforms.is_empty() { vec![None] } else { platforms.iter().cloned().map(Some).collect() };
+        for platform in wanted {
+            let lowered = self.lower(platform, multi).await?;
+            // What is wrong with the file is wrong for every platform; once is enough.
+            if names.is_empty() {
+                warn(bridge, &lowered.warnings, source);
+            }
+            let reference = bridge.define(sourced(lowered.definition.clone(), source)).await?;
+            let id = lowered.platform.short();
+            let suffix = if multi { format!("/{id}") } else { String::new() };
+            result.metadata.insert(format!("containerimage.config{suffix}"), lowered.config_json.clone());
+            if let Some(base) = &lowered.base_config {
+                result.metadata.insert(format!("containerimage.base.config{suffix}"), base.to_config_json()?);
+            }
+            if let Some(epoch) = lowered.epoch {
+                result.metadata.insert("source.date.epoch".to_owned(), epoch.to_string().into_bytes());
+            }
+            names.push(serde_json::json!({ "ID": id, "Platform": lowered.platform }));
+            if multi {
+                refs.insert(id, reference);
+            } else {
+                result.refs = ResultRefs::Single(reference);
+            }
+        }
+        if multi {
+            result.refs = ResultRefs::Map(refs);
+        }
+        let json = serde_json::json!({ "Platforms": names }).to_string();
+        result.metadata.insert("refs.platforms".to_owned(), json.into_bytes());
+        Ok(result)
+    }
+
+    async fn lower(&self, platform: Option<Platform>, multi: bool) -> Result<Lowered, EngineError> {
+        let mut options = options(self.request, self.files)?;
         options.target_platform = platform;
         options.multi_platform = multi;
-        options.ignore_patterns.clone_from(&ignore);
-        options.source_definition = source.definition.clone();
-        let lowered = compile(bridge, &file, &options, &source).await?;
-        if let Some(error) = missing.as_ref().filter(|_| uses_context(&lowered.definition, &files)) {
-            return Err(error.clone());
-        }
-        // What is wrong with the file is wrong for every platform; once is enough.
-        if names.is_empty() {
-            warn(bridge, &lowered.warnings, &source);
-        }
-        let reference = bridge.define(sourced(lowered.definition.clone(), &source)).await?;
-        let id = lowered.platform.short();
-        let suffix = if multi { format!("/{id}") } else { String::new() };
-        result.metadata.insert(format!("containerimage.config{suffix}"), lowered.config_json.clone());
-        if let Some(base) = &lowered.base_config {
-            result.metadata.insert(format!("containerimage.base.config{suffix}"), base.to_config_json()?);
-        }
-        if let Some(epoch) = lowered.epoch {
-            result.metadata.insert("source.date.epoch".to_owned(), epoch.to_string().into_bytes());
-        }
-        names.push(serde_json::json!({ "ID": id, "Platform": lowered.platform }));
-        if multi {
-            refs.insert(id, reference);
-        } else {
-            result.refs = ResultRefs::Single(reference);
+        options.ignore_patterns.clone_from(&self.ignore.patterns);
+        options.source_definition.clone_from(&self.source.definition);
+        let lowered = compile(self.bridge, self.file, &options, self.source).await?;
+        match &self.ignore.missing {
+            Some(error) if uses_context(&lowered.definition, self.files) => Err(error.clone()),
+            _ => Ok(lowered),
         }
     }
-    if multi {
-        result.refs = ResultRefs::Map(refs);
-    }
-    let json = serde_json::json!({ "Platforms": names }).to_string();
-    result.metadata.insert("refs.platforms".to_owned(), json.into_bytes());
-    Ok(result)
 }
 
 /// A Dockerfile with what is needed to point into it.

@@ -12,7 +12,7 @@ use kiln_oci::{ImageConfig, Platform};
 use crate::bridge::Bridge;
 use crate::error::{EngineError, Unsupported};
 use crate::inspect;
-use crate::request::FrontendRequest;
+use crate::request::{CacheSpec, FrontendRequest};
 
 type Attrs = BTreeMap<String, String>;
 
@@ -135,6 +135,16 @@ pub fn check_caps(attrs: &Attrs) -> Result<(), EngineError> {
         Some(unknown) => Err(EngineError::unsupported(Unsupported::Capability(unknown.to_owned()))),
         None => Ok(()),
     }
+}
+
+/// Returns the caches that an option of older clients names: references, with commas between them.
+pub fn cache_from(attrs: &Attrs) -> Vec<CacheSpec> {
+    let references = text(attrs, "cache-from").unwrap_or_default().split(',').filter(|name| !name.is_empty());
+    let registry = |name: &str| CacheSpec {
+        kind: "registry".to_owned(),
+        attrs: Attrs::from([("ref".to_owned(), name.to_owned())]),
+    };
+    references.map(registry).collect()
 }
 
 /// Returns the platforms that are asked for, in order; none means the one of the machine.
@@ -285,4 +295,40 @@ fn resources(attrs: &Attrs) -> Result<Option<LinuxResources>, EngineError> {
         cpuset_mems: text(attrs, "cpusetmems").unwrap_or_default().to_owned(),
     };
     Ok((resources != LinuxResources::default()).then_some(resources))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attrs(list: &[(&str, &str)]) -> Attrs {
+        list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_unknown_capability_is_named() {
+        check_caps(&attrs(&[("frontend.caps", "moby.buildkit.frontend.contexts+forward")])).unwrap();
+        let error = check_caps(&attrs(&[("frontend.caps", "moby.buildkit.frontend.inputs,x.y")])).unwrap_err();
+        let wanted = Unsupported::Capability("x.y".to_owned());
+        assert_eq!(error.further().unwrap().unsupported, Some(wanted));
+    }
+
+    #[test]
+    fn caches_by_the_old_option() {
+        let found = cache_from(&attrs(&[("cache-from", "a/b:1,c")]));
+        let names: Vec<&str> = found.iter().map(|spec| spec.attrs["ref"].as_str()).collect();
+        assert_eq!(names, ["a/b:1", "c"]);
+        assert!(cache_from(&attrs(&[])).is_empty());
+    }
+
+    #[test]
+    fn directories_have_sessions_of_their_own() {
+        let request =
+            FrontendRequest { attrs: attrs(&[("local-sessionid:context", "s2")]), ..FrontendRequest::default() };
+        let files = Files::new(&request, "s1").unwrap();
+        assert_eq!((files.session_of("context"), files.session_of("dockerfile")), ("s2", "s1"));
+        let inputs = BTreeMap::from([("context".to_owned(), Definition::default())]);
+        let error = Files::new(&FrontendRequest { inputs, ..FrontendRequest::default() }, "s1").err().unwrap();
+        assert!(error.to_string().contains("invalid nil input definition"), "{error}");
+    }
 }

@@ -23,6 +23,9 @@ use crate::error::EngineError;
 use crate::parts::Parts;
 use crate::session;
 
+/// What servers are told. Some know builders by the name of the one that this takes the place of.
+const AGENT: &str = concat!("kiln/", env!("CARGO_PKG_VERSION"), " (as buildkit/v0)");
+
 /// Longest wait for a connection, and for the next byte.
 const STALL: Duration = Duration::from_secs(60);
 /// Answers that are remembered of one address.
@@ -213,7 +216,7 @@ impl<'a> Request<'a> {
         let bad = |name: &str| EngineError::user(format!("{}: bad value of the header {name}", source.url));
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("kiln/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         for (name, value) in &source.headers {
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad(name))?;

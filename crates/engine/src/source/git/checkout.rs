@@ -40,7 +40,12 @@ pub async fn checkout(
         git
     };
     if !source.skip_submodules && tree.join(".gitmodules").exists() {
-        let update = git.run_shown(&["submodule", "update", "--init", "--recursive", "--depth=1"]).await;
+        const UPDATE: [&str; 5] = ["submodule", "update", "--init", "--recursive", "--depth=1"];
+        let update = match git.run_shown(&UPDATE).await {
+            // A plain web server gives only all of the history.
+            Err(e) if e.to_string().contains("shallow") => git.run_shown(&UPDATE[..4]).await,
+            update => update,
+        };
         update.map_err(|e| {
             EngineError::new(e.class(), format!("failed to update submodules for {}: {e}", source.shown()))
         })?;
