@@ -91,8 +91,8 @@ fn a_unit_does_not_depend_on_what_its_thread_did_before() {
         }
     }
     for level in [1, 3, 6] {
-        check::<super::gzip::Gzip>(&data, level);
-        check::<super::zstd::Zstd>(&data.repeat(2), level);
+        check::<gzip::Gzip>(&data, level);
+        check::<zstd::Zstd>(&data.repeat(2), level);
     }
 }
 

@@ -70,7 +70,7 @@ mod tests {
 
     fn note(listing: &mut Listing, path: &str, dir: bool) -> Option<Vec<String>> {
         let mode = if dir { go::DIR | 0o755 } else { 0o644 };
-        let stat = Stat { path: path.as_bytes().to_vec().into(), mode, ..Stat::default() };
+        let stat = Stat { path: path.as_bytes().to_vec(), mode, ..Stat::default() };
         let entry = Entry::new(path.as_bytes().to_vec(), if dir { Kind::Dir } else { Kind::File });
         let names =
             |dirs: Vec<Entry>| dirs.into_iter().map(|d| String::from_utf8_lossy(&d.path).into_owned()).collect();
