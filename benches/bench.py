@@ -188,32 +188,42 @@ def main():
     parser.add_argument("--buildkit", default="")
     parser.add_argument("--without-buildah", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as temporary:
-        work = pathlib.Path(temporary)
-        layout = busybox_layout(work)
-        builders = [Kiln(options.kiln, work, layout)]
-        if shutil.which("buildah") and not options.without_buildah:
-            builders.append(Buildah(work, layout))
-        if options.buildkit and shutil.which("buildctl"):
-            builders.append(BuildKit(options.buildkit, layout))
-        for name, context, extra, before in scenarios(work):
-            if options.only not in name:
-                continue
-            def build(builder):
-                if before:
-                    before()
-                return builder.build(str(context), extra)
-            show(name, measure(builders, options.runs, build))
-        if options.only in "first context of 20,000 files":
-            original = first_context(work)
-            copies = iter(range(10**6))
-            def fresh(builder):
-                builder.reset()
-                copy = work / f"first-copy{next(copies)}"
-                shutil.copytree(original, copy)
-                return builder.build(str(copy))
-            show("first context of 20,000 files", measure(builders, min(options.runs, 3), fresh))
-        subprocess.run([options.kiln, "daemon", "stop"], env=builders[0].env, stdout=subprocess.DEVNULL)
+    # buildah makes an image name of the path, which some random names are not fit for.
+    work = pathlib.Path(tempfile.gettempdir()) / f"kiln-bench-{os.getpid()}"
+    work.mkdir()
+    builders = []
+    try:
+        compare(options, work, builders)
+    finally:
+        for builder in builders[:1]:
+            subprocess.run([options.kiln, "daemon", "stop"], env=builder.env, stdout=subprocess.DEVNULL)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def compare(options, work, builders):
+    layout = busybox_layout(work)
+    builders.append(Kiln(options.kiln, work, layout))
+    if shutil.which("buildah") and not options.without_buildah:
+        builders.append(Buildah(work, layout))
+    if options.buildkit and shutil.which("buildctl"):
+        builders.append(BuildKit(options.buildkit, layout))
+    for name, context, extra, before in scenarios(work):
+        if options.only not in name:
+            continue
+        def build(builder):
+            if before:
+                before()
+            return builder.build(str(context), extra)
+        show(name, measure(builders, options.runs, build))
+    if options.only in "first context of 20,000 files":
+        original = first_context(work)
+        copies = iter(range(10**6))
+        def fresh(builder):
+            builder.reset()
+            copy = work / f"first-copy{next(copies)}"
+            shutil.copytree(original, copy)
+            return builder.build(str(copy))
+        show("first context of 20,000 files", measure(builders, min(options.runs, 3), fresh))
 
 
 if __name__ == "__main__":
