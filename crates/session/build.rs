@@ -35,6 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".moby.upload.v1.BytesMessage",
         ".moby.buildkit.v1.BytesMessage",
         ".moby.buildkit.v1.VertexLog.msg",
+        ".kiln.v1.RunInput",
+        ".kiln.v1.RunOutput",
         ".containerd.services.content.v1.ReadContentResponse.data",
         ".containerd.services.content.v1.WriteContentRequest.data",
     ]);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::build::flags::BuildFlags;
+use crate::run::flags::RunFlags;
 
 /// kiln builds container images.
 #[derive(Debug, Parser)]
@@ -49,6 +50,8 @@ pub enum Command {
     /// Start a build
     #[command(visible_alias = "b")]
     Build(Box<BuildFlags>),
+    /// Run a process in an image
+    Run(Box<RunFlags>),
     /// Run and steer the engine
     #[command(subcommand)]
     Daemon(DaemonCommand),

@@ -12,6 +12,7 @@ mod face;
 mod launch;
 mod parse;
 mod progress;
+mod run;
 mod units;
 
 use std::ffi::OsString;
@@ -34,7 +35,7 @@ fn main() {
             .hint("invoke the binary as `kiln`")),
     };
     let code = match result {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             // Nothing can be done about a standard error that is closed.
             let _ = error.write(&mut std::io::stderr());
@@ -45,18 +46,20 @@ fn main() {
     std::process::exit(i32::from(code));
 }
 
-fn kiln(args: &[OsString]) -> Result<(), CliError> {
+/// Returns the exit code, as does every face.
+fn kiln(args: &[OsString]) -> Result<u8, CliError> {
     match parse::parse(args)? {
         parse::Parsed::Run(cli) => commands::run(*cli, env::Env::of_process()),
-        parse::Parsed::Show(text) => print(&text),
+        parse::Parsed::Show(text) => print(&text).map(|()| 0),
     }
 }
 
-fn buildkitd(args: &[OsString]) -> Result<(), CliError> {
+fn buildkitd(args: &[OsString]) -> Result<u8, CliError> {
     match commands::buildkitd::parse(args)? {
-        Ok(flags) => commands::buildkitd::run(flags),
-        Err(text) => print(&text),
+        Ok(flags) => commands::buildkitd::run(flags)?,
+        Err(text) => print(&text)?,
     }
+    Ok(0)
 }
 
 /// Writes data to standard output. A reader that went away (`| head`) is no error.

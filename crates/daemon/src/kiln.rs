@@ -1,9 +1,19 @@
 //! Calls that only kiln's own clients make.
 
+use std::pin::Pin;
+
+use futures::Stream;
 use kiln_engine::Engine;
 use kiln_session::proto::kiln_v1::kiln_server::Kiln;
-use kiln_session::proto::kiln_v1::{Problem, VerifyRequest, VerifyResponse};
-use tonic::{Request, Response, Status};
+use kiln_session::proto::kiln_v1::{Problem, RunInput, RunOutput, VerifyRequest, VerifyResponse};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::listen::Peer;
+use crate::runs;
+
+/// Messages of a running process that may wait for a slow client.
+const MESSAGES: usize = 16;
 
 /// kiln's own service.
 pub struct KilnService {
@@ -35,5 +45,15 @@ impl Kiln for KilnService {
             bytes: report.bytes,
             problems,
         }))
+    }
+    type RunStream = Pin<Box<dyn Stream<Item = Result<RunOutput, Status>> + Send>>;
+
+    async fn run(&self, request: Request<Streaming<RunInput>>) -> Result<Response<Self::RunStream>, Status> {
+        let uid = request.extensions().get::<Peer>().and_then(|peer| peer.uid);
+        let own = uid == Some(rustix::process::geteuid().as_raw());
+        let (outgoing, messages) = tokio::sync::mpsc::channel(MESSAGES);
+        // A task of its own: it sees the client go and ends the process in good order.
+        tokio::spawn(runs::serve(self.engine.clone(), own, request.into_inner(), outgoing));
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 }

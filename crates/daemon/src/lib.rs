@@ -19,6 +19,7 @@ mod kiln;
 mod listen;
 mod processes;
 mod registry_table;
+mod runs;
 mod serve;
 mod settings;
 mod status;

@@ -176,10 +176,22 @@ impl Drop for Counted {
     }
 }
 
-impl Connected for Counted {
-    type ConnectInfo = ();
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Peer {
+    /// The user, when it is a process of this host.
+    pub uid: Option<u32>,
+}
 
-    fn connect_info(&self) -> Self::ConnectInfo {}
+impl Connected for Counted {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        match &self.io {
+            Io::Unix(io) => Peer { uid: io.peer_cred().ok().map(|peer| peer.uid()) },
+            Io::Tcp(_) => Peer::default(),
+        }
+    }
 }
 
 macro_rules! each {

@@ -1,5 +1,7 @@
 //! The engine: takes build requests, runs their frontends over the solver, hands results to outputs.
 
+pub mod run;
+
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

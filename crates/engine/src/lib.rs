@@ -24,6 +24,7 @@ pub mod parts;
 pub mod paths;
 pub mod policy;
 pub mod provenance;
+mod publish;
 pub mod remote;
 pub mod request;
 pub mod session;
@@ -32,9 +33,11 @@ pub mod verify;
 
 pub use bridge::{Bridge, FrontendResult, Ref, ResultRefs};
 pub use engine::Engine;
+pub use engine::run::{RunRequest, Volume};
 pub use error::EngineError;
 pub use history::History;
 pub use parts::Parts;
+pub use publish::Port;
 pub use request::{CacheSpec, ExporterSpec, FrontendRequest, SolveRequest, SolveResponse};
 
 impl From<kiln_store::StoreError> for EngineError {

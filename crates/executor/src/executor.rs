@@ -37,4 +37,11 @@ pub trait Executor: Send + Sync {
         let (_, _, _) = (spec, io, cancel);
         Err(ExecError::InvalidSpec(format!("{} cannot run a second process in sandbox {inside}", self.name())))
     }
+    /// Connects to a port of the loopback interface that the sandbox of the run `inside` has, from within its network.
+    ///
+    /// # Errors
+    /// There is no such run, nobody listens there, or this executor cannot do it.
+    async fn connect(&self, inside: &str, port: u16) -> Result<tokio::net::TcpStream, ExecError> {
+        Err(ExecError::InvalidSpec(format!("{} cannot connect to port {port} of sandbox {inside}", self.name())))
+    }
 }

@@ -57,8 +57,10 @@ pub enum Output {
 /// Something done to a running process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
-    /// Sends a signal to the process.
+    /// Sends a signal to the process. As the first of its sandbox it does not feel one that it has no handler for.
     Signal(i32),
+    /// As [`Control::Signal`], but one that the process has no handler for does to it what it does to any other.
+    Felt(i32),
     /// Changes the size of its terminal.
     Resize(TtySize),
 }

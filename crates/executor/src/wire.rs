@@ -129,6 +129,8 @@ pub(crate) enum Report {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     Signal(i32),
+    /// A signal that ends a process without a handler for it, though it is PID 1.
+    Felt(i32),
     Kill,
 }
 

@@ -41,6 +41,7 @@ for_every_executor!([
         an_unknown_user_is_refused,
         background_children_end_with_the_step,
         control_sends_signals,
+        a_signal_without_handler_is_felt,
         a_second_process_joins_or_is_refused,
         a_terminal_is_given_or_refused,
         standard_output_can_be_reopened_by_a_user,

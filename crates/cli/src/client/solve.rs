@@ -102,7 +102,7 @@ fn watch(engine: &Engine, reference: &str, feed: Feed) -> JoinHandle<()> {
 }
 
 /// The solve tells why a build failed; a status stream that breaks only loses what it would have shown.
-fn ended(status: &Status) {
+pub fn ended(status: &Status) {
     if status.code() != Code::Cancelled {
         tracing::debug!(%status, "the status stream ended early");
     }

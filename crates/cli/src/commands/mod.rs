@@ -7,6 +7,7 @@ mod daemon;
 mod du;
 mod prune;
 mod record;
+mod run;
 mod version;
 
 use std::future::Future;
@@ -15,10 +16,11 @@ use crate::args::{CacheCommand, Cli, Command, DaemonCommand};
 use crate::env::Env;
 use crate::error::{CliError, io_text};
 
-/// Runs a command.
-pub fn run(cli: Cli, env: Env) -> Result<(), CliError> {
+/// Runs a command and returns the exit code.
+pub fn run(cli: Cli, env: Env) -> Result<u8, CliError> {
     let global = cli.global;
     match cli.command {
+        Command::Run(flags) => return run::run(*flags, &global, env),
         Command::Build(flags) => build::run(*flags, &global, env),
         Command::Daemon(DaemonCommand::Run(flags)) => daemon::run(flags, &global, &env),
         Command::Daemon(DaemonCommand::Status) => block_on(daemon::status(&global, &env)),
@@ -28,13 +30,14 @@ pub fn run(cli: Cli, env: Env) -> Result<(), CliError> {
         Command::Prune(flags) => block_on(prune::run(flags, &global, &env)),
         Command::Version => version::run(),
     }
+    .map(|()| 0)
 }
 
 /// How long tasks are given to be dropped once the command has its result.
 const SHUTDOWN: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Runs a future to its end on a small runtime.
-fn block_on<F: Future<Output = Result<(), CliError>>>(future: F) -> Result<(), CliError> {
+fn block_on<T, F: Future<Output = Result<T, CliError>>>(future: F) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

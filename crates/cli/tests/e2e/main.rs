@@ -15,6 +15,7 @@ mod real_work;
 mod registry;
 mod registry_faults;
 mod reproducible;
+mod run;
 mod secrets;
 mod sources;
 mod steps;

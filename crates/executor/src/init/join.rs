@@ -40,7 +40,7 @@ pub(super) fn supervise(spec: &WireSpec, kit: Kit<'_>, socket: &OwnedFd) -> Resu
     let started = step::await_start(status, socket, &pidfd);
     if started.is_ok() {
         let _ = step::send(socket, &Report::Started, &[pidfd.as_fd()]);
-        step::watch(socket, &pidfd);
+        let _ = step::watch(socket, &pidfd);
     } else {
         let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
     }

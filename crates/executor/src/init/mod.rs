@@ -11,6 +11,7 @@
 mod child;
 pub(crate) mod defaults;
 mod devices;
+mod felt;
 mod files;
 mod identity;
 mod join;

@@ -10,7 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::child::{self, Plan};
 use super::files::Files;
 use super::stubs::Stubs;
-use super::{identity, join, mounts, runtime, server, userns};
+use super::{felt, identity, join, mounts, runtime, server, userns};
 use crate::exit::Usage;
 use crate::seccomp::Insn;
 use crate::sys::fds;
@@ -115,13 +115,15 @@ fn launch(
         let _ = gate_out.write_all(b"g");
     }
     let started = moved.and_then(|()| await_start(status, socket, &pidfd));
+    let mut felt = None;
     if started.is_ok() {
         let _ = send(socket, &Report::Started, &[pidfd.as_fd()]);
-        watch(socket, &pidfd);
+        felt = watch(socket, &pidfd);
     } else {
         let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
     }
     let ended = process::wait(pid).map_err(|error| Failure::setup("wait for the process", error));
+    let ended = ended.map(|(status, usage)| (felt::status(status, felt), usage));
     drop(gate_out);
     started?;
     match &spec.runtime {
@@ -159,7 +161,7 @@ pub(super) fn await_start(status: OwnedFd, socket: &OwnedFd, pidfd: &OwnedFd) ->
         if !ready[0].revents().is_empty() {
             break;
         }
-        if !ready[1].revents().is_empty() && !obey(socket, pidfd) {
+        if !ready[1].revents().is_empty() && !obey(socket, pidfd, &mut None) {
             break;
         }
     }
@@ -171,9 +173,10 @@ pub(super) fn await_start(status: OwnedFd, socket: &OwnedFd, pidfd: &OwnedFd) ->
     Err(serde_json::from_slice(&said).unwrap_or_else(|_| Failure::InvalidSpec("the sandbox broke off".to_owned())))
 }
 
-/// Obeys the engine until the process is gone.
-pub(super) fn watch(socket: &OwnedFd, pidfd: &OwnedFd) {
+/// Obeys the engine until the process is gone. Returns the signal that it was ended for, when it could not feel that.
+pub(super) fn watch(socket: &OwnedFd, pidfd: &OwnedFd) -> Option<i32> {
     let mut listening = true;
+    let mut felt = None;
     loop {
         let mut ready = [PollFd::new(pidfd, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
         let count = if listening { 2 } else { 1 };
@@ -181,16 +184,16 @@ pub(super) fn watch(socket: &OwnedFd, pidfd: &OwnedFd) {
             continue;
         }
         if !ready[0].revents().is_empty() {
-            return;
+            return felt;
         }
         if listening && !ready[1].revents().is_empty() {
-            listening = obey(socket, pidfd);
+            listening = obey(socket, pidfd, &mut felt);
         }
     }
 }
 
 /// Takes one order. Returns false when the engine is gone or ordered the end: the sandbox is then being killed.
-fn obey(socket: &OwnedFd, pidfd: &OwnedFd) -> bool {
+fn obey(socket: &OwnedFd, pidfd: &OwnedFd, felt: &mut Option<i32>) -> bool {
     let order = match fds::receive(socket) {
         Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return true,
         Ok(message) => serde_json::from_slice(&message.data).unwrap_or(Order::Kill),
@@ -199,6 +202,12 @@ fn obey(socket: &OwnedFd, pidfd: &OwnedFd) -> bool {
     match order {
         Order::Signal(number) => {
             process::signal(pidfd.as_fd(), number);
+            true
+        }
+        Order::Felt(number) => {
+            if felt::send(pidfd, number) {
+                *felt = Some(number);
+            }
             true
         }
         Order::Kill => {

@@ -122,6 +122,7 @@ impl Follower {
     fn order(&self, order: Control) {
         match order {
             Control::Signal(number) => self.tell(&Order::Signal(number)),
+            Control::Felt(number) => self.tell(&Order::Felt(number)),
             Control::Resize(size) => {
                 if let Some(master) = &self.master {
                     let size =

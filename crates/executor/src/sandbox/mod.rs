@@ -1,5 +1,6 @@
 //! The engine's side of a sandbox.
 
+mod connect;
 mod follow;
 mod helper;
 mod prepare;
@@ -67,5 +68,8 @@ impl Executor for SandboxExecutor {
         cancel: CancellationToken,
     ) -> Result<Exit, ExecError> {
         self.runner.exec(inside, spec, io, cancel).await
+    }
+    async fn connect(&self, inside: &str, port: u16) -> Result<tokio::net::TcpStream, ExecError> {
+        self.runner.connect(inside, port).await
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::SandboxConfig;
+use super::connect;
 use super::follow::Follower;
 use super::helper::HelperProcess;
 use super::prepare::{self, Place};
@@ -108,11 +109,7 @@ impl Runner {
     ) -> Result<Exit, ExecError> {
         let began = Instant::now();
         prepare::check(&spec)?;
-        let first = {
-            let sandboxes = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
-            sandboxes.get(inside).and_then(|pidfd| pidfd.try_clone().ok())
-        };
-        let first = first.ok_or_else(|| ExecError::InvalidSpec(format!("no process runs in sandbox {inside}")))?;
+        let first = self.first_process(inside)?;
         let (tty, id) = (spec.tty.is_some(), spec.id.clone());
         // Without a control group of its own nothing keeps it from devices but that it cannot make any.
         let cgroup = wire::WireCgroup { unified: self.groups.is_unified(), ..wire::WireCgroup::default() };
@@ -125,6 +122,18 @@ impl Runner {
         let (status, usage) = self.step(spec, &id, Home::Joined(first), io, &cancel, tty).await?;
         let wall_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(Exit::from_wait_status(status, false, Usage { wall_micros, ..usage }))
+    }
+
+    /// Connects to a port inside the sandbox of a run.
+    pub(crate) async fn connect(&self, inside: &str, port: u16) -> Result<tokio::net::TcpStream, ExecError> {
+        connect::connect(self.first_process(inside)?, port).await
+    }
+
+    /// Returns the descriptor of the first process of a sandbox.
+    fn first_process(&self, inside: &str) -> Result<OwnedFd, ExecError> {
+        let sandboxes = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = sandboxes.get(inside).and_then(|pidfd| pidfd.try_clone().ok());
+        first.ok_or_else(|| ExecError::InvalidSpec(format!("no process runs in sandbox {inside}")))
     }
 
     /// Gives a step to the helper and waits until it took it; a helper that died before is tried a second time.

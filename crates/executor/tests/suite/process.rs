@@ -134,6 +134,29 @@ pub async fn control_sends_signals(f: &Fixture) {
     assert_eq!((exit.code, exit.signal), (137, Some(libc::SIGKILL)));
 }
 
+pub async fn a_signal_without_handler_is_felt(f: &Fixture) {
+    if f.executor.name() != "sandbox" {
+        return;
+    }
+    for (number, script, code) in [
+        (libc::SIGTERM, "echo ready; exec sleep 1000", 143),
+        (libc::SIGTERM, "trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done", 4),
+        (libc::SIGUSR1, "echo ready; exec sleep 1000", 138),
+    ] {
+        let (send, control) = mpsc::channel(1);
+        let (out, mut read) = mpsc::channel(4);
+        let stdout = kiln_executor::Output::Channel(out);
+        let io = ProcessIo { stdout, control: Some(control), ..ProcessIo::default() };
+        let talk = async {
+            assert_eq!(read.recv().await.unwrap().as_ref(), b"ready\n");
+            send.send(Control::Felt(libc::SIGWINCH)).await.unwrap();
+            send.send(Control::Felt(number)).await.unwrap();
+        };
+        let (exit, ()) = tokio::join!(f.executor.run(f.shell(script), io, CancellationToken::new()), talk);
+        assert_eq!(exit.unwrap().code, code, "{script}");
+    }
+}
+
 pub async fn a_second_process_joins_or_is_refused(f: &Fixture) {
     let (started, running) = tokio::sync::oneshot::channel();
     let (typed, keys) = tokio::io::duplex(64);

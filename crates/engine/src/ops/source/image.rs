@@ -135,27 +135,34 @@ impl Image {
         };
         self.resolved.get_or_try_init(|| work).await
     }
+}
 
-    /// Returns the layers that are wanted, bottom first, as the store knows them; none of them need be fetched.
-    fn layers(&self, image: &ResolvedImage) -> Result<Vec<Layer>, EngineError> {
-        let limit = self.layer_limit.unwrap_or(usize::MAX);
-        let diff_ids = &image.config.rootfs.diff_ids;
-        let chains = chain_ids(diff_ids);
-        let mut layers: Vec<Layer> = Vec::new();
-        for ((descriptor, diff_id), chain_id) in image.manifest.layers.iter().zip(diff_ids).zip(chains).take(limit) {
-            let lazy = LazyLayer {
-                descriptor: descriptor.clone(),
-                diff_id: *diff_id,
-                chain_id,
-                origin: image.locator.clone(),
-                description: format!("pulled from {}", self.name),
-                record_type: RecordType::Regular,
-                chain: layers.iter().map(Layer::id).collect(),
-            };
-            layers.push(self.parts.store.lazy_layer(lazy)?);
-        }
-        Ok(layers)
+/// Returns the layers of an image, bottom first and at most `limit`, as the store knows them; none of them need be fetched.
+///
+/// # Errors
+/// The store cannot note them.
+pub(crate) fn layers(
+    parts: &Parts,
+    name: &str,
+    image: &ResolvedImage,
+    limit: usize,
+) -> Result<Vec<Layer>, EngineError> {
+    let diff_ids = &image.config.rootfs.diff_ids;
+    let chains = chain_ids(diff_ids);
+    let mut layers: Vec<Layer> = Vec::new();
+    for ((descriptor, diff_id), chain_id) in image.manifest.layers.iter().zip(diff_ids).zip(chains).take(limit) {
+        let lazy = LazyLayer {
+            descriptor: descriptor.clone(),
+            diff_id: *diff_id,
+            chain_id,
+            origin: image.locator.clone(),
+            description: format!("pulled from {name}"),
+            record_type: RecordType::Regular,
+            chain: layers.iter().map(Layer::id).collect(),
+        };
+        layers.push(parts.store.lazy_layer(lazy)?);
     }
+    Ok(layers)
 }
 
 #[async_trait]
@@ -182,7 +189,8 @@ impl Op<ImmutableRef> for Image {
             image = self.resolve(cx) => image?,
             () = cx.cancel().cancelled() => return Err(OpError::canceled()),
         };
-        let layers = self.layers(image)?;
+        let limit = self.layer_limit.unwrap_or(usize::MAX);
+        let layers = layers(&self.parts, &self.name, image, limit)?;
         Ok(vec![self.parts.store.ref_of_layers(layers)])
     }
 }
