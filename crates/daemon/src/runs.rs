@@ -12,7 +12,7 @@ use kiln_session::proto::kiln_v1 as pb;
 use kiln_session::proto::kiln_v1::run_input::Input;
 use kiln_session::proto::kiln_v1::run_output::Output as Said;
 use tokio::sync::mpsc::{self, Receiver, Sender, UnboundedReceiver};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
@@ -131,10 +131,12 @@ async fn run(
     outgoing: &Outgoing,
     cancel: &CancellationToken,
 ) -> Result<Exit, EngineError> {
+    // Nothing that the process says goes out before the word that it runs.
+    let (open, gate) = watch::channel(false);
     let mut pumps = JoinSet::new();
     let mut stream = |tell: fn(Bytes) -> Said| {
         let (sender, pieces) = mpsc::channel(PIECES);
-        pumps.spawn(pump(pieces, outgoing.clone(), tell));
+        pumps.spawn(pump(pieces, outgoing.clone(), tell, gate.clone()));
         Output::Channel(sender)
     };
     let stdout = stream(Said::Stdout);
@@ -155,6 +157,7 @@ async fn run(
             let ports = ports.into_iter().map(port).collect();
             let _ = outgoing.send(Ok(said(Said::Started(pb::RunStarted { ports })))).await;
         }
+        let _ = open.send(true);
     };
     let (exit, ()) = tokio::join!(engine.run_image(request, io, started, cancel), announce);
     while pumps.join_next().await.is_some() {}
@@ -172,7 +175,14 @@ fn reader(keys: Keys, outgoing: Outgoing) -> Stdin {
     Stdin::Reader(Box::pin(StreamReader::new(pieces.boxed())))
 }
 
-async fn pump(mut pieces: Receiver<Bytes>, outgoing: Outgoing, tell: fn(Bytes) -> Said) {
+async fn pump(
+    mut pieces: Receiver<Bytes>,
+    outgoing: Outgoing,
+    tell: fn(Bytes) -> Said,
+    mut gate: watch::Receiver<bool>,
+) {
+    // An error means that it never ran, and then it says nothing.
+    let _ = gate.wait_for(|open| *open).await;
     while let Some(piece) = pieces.recv().await {
         if outgoing.send(Ok(said(tell(piece)))).await.is_err() {
             return;

@@ -8,7 +8,7 @@ use kiln_session::proto::kiln_v1 as pb;
 use kiln_session::proto::kiln_v1::run_input::Input;
 use kiln_session::proto::kiln_v1::run_output::Output;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
@@ -59,6 +59,8 @@ impl Attached {
         let mut helpers = JoinSet::new();
         let room = Arc::new(Semaphore::new(0));
         let mut raw = None;
+        // What comes before the process runs is told to it then.
+        let mut signals = Some(listen());
         let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
         let end = loop {
             let said = match output.message().await {
@@ -77,7 +79,9 @@ impl Attached {
                     if tty && stdin {
                         raw = Raw::enter();
                     }
-                    helpers.spawn(forward_signals(input.clone()));
+                    if let Some(signals) = signals.take() {
+                        helpers.spawn(forward_signals(signals, input.clone()));
+                    }
                     if tty {
                         helpers.spawn(forward_sizes(input.clone()));
                     }
@@ -140,12 +144,16 @@ async fn send(to: &Sender<pb::RunInput>, input: Input) -> bool {
     to.send(pb::RunInput { input: Some(input) }).await.is_ok()
 }
 
-/// Sends the signals that this process gets to the other.
-async fn forward_signals(to: Sender<pb::RunInput>) {
+/// Begins to take the signals that are passed on.
+fn listen() -> Vec<(i32, Signal)> {
     let kinds = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
+    kinds.into_iter().filter_map(|number| Some((number, signal(SignalKind::from_raw(number)).ok()?))).collect()
+}
+
+/// Sends the signals that this process gets to the other.
+async fn forward_signals(signals: Vec<(i32, Signal)>, to: Sender<pb::RunInput>) {
     let mut tasks = JoinSet::new();
-    for number in kinds {
-        let Ok(mut comes) = signal(SignalKind::from_raw(number)) else { continue };
+    for (number, mut comes) in signals {
         let to = to.clone();
         tasks.spawn(async move { while comes.recv().await.is_some() && send(&to, Input::Signal(number)).await {} });
     }

@@ -159,8 +159,8 @@ fn nothing_is_left_behind() {
     let (env, image) = env_with_image!();
     env.context(&[("Dockerfile", "FROM base\nRUN echo 1 > /kept\n")]);
     let _ = env.build(&["--build-context", &format!("base={image}"), "-t", "app"]).ok();
-    let _ = run(&env, &["app", "sh", "-c", "echo 2 > /kept; echo new > /new; rm -r /etc"]).ok();
-    assert_eq!(run(&env, &["app", "sh", "-c", "cat /kept; ls -d /etc /new"]).out(), "1\n/etc\n");
+    let _ = run(&env, &["app", "sh", "-c", "echo 2 > /kept; echo new > /new; rm /bin/wc"]).ok();
+    assert_eq!(run(&env, &["app", "sh", "-c", "cat /kept; ls -d /bin/wc /new"]).out(), "1\n/bin/wc\n");
     nothing_stays(&env, "none");
     // The client is killed.
     let script = |mark: &str| {
@@ -227,7 +227,7 @@ fn a_process_has_the_terminal() {
     };
     let done = shell(&line, "");
     assert_eq!(done.code, Some(9), "{}", done.report());
-    assert!(done.out().contains("33 111\r\n") && done.out().contains("40 90\r\n"), "{}", done.report());
+    assert!(done.out().contains("33 111\r") && done.out().contains("40 90\r"), "{}", done.report());
     let line = format!("kiln run -it {image} sh -c 'test -t 0 && test -t 1 && read word && echo got $word $TERM'");
     let done = shell(&line, "typed\n").ok();
     assert!(done.out().contains("got typed xterm"), "{}", done.report());

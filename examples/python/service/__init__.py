@@ -1,0 +1,1 @@
+"""A service that tells the weather of nowhere."""
