@@ -7,6 +7,7 @@ use clap::{Command as Grammar, CommandFactory, Parser};
 
 use crate::args::Cli;
 use crate::error::CliError;
+use crate::run::flags::end_options;
 use kiln_stdx::suggest::nearest;
 
 /// What the command line asks for.
@@ -20,7 +21,7 @@ pub enum Parsed {
 
 /// Parses the arguments, the first of which is the name of the program.
 pub fn parse(args: &[OsString]) -> Result<Parsed, CliError> {
-    match Cli::try_parse_from(args) {
+    match Cli::try_parse_from(end_options(&Cli::command(), args)) {
         Ok(cli) => Ok(Parsed::Run(Box::new(cli))),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Parsed::Show(error.render().to_string())),

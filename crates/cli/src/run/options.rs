@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use kiln_session::proto::kiln_v1 as pb;
-use kiln_stdx::suggest::nearest;
 
 use super::flags::RunFlags;
 use crate::build::layout;
@@ -26,13 +25,9 @@ pub struct RunOptions {
 impl RunOptions {
     /// Gives the flags their meaning.
     pub fn new(flags: RunFlags, env: &Env) -> Result<RunOptions, CliError> {
-        let mut words = flags.words.into_iter();
-        let image = words.next().unwrap_or_default();
-        if image.starts_with('-') {
-            return Err(unknown_flag(&image));
-        }
+        let image = flags.image;
         let mut request = pb::RunRequest {
-            args: words.collect(),
+            args: flags.command,
             replace_entrypoint: flags.entrypoint.is_some(),
             entrypoint: flags.entrypoint.filter(|e| !e.is_empty()).into_iter().collect(),
             user: flags.user.unwrap_or_default(),
@@ -85,23 +80,6 @@ fn name(request: &mut pb::RunRequest, image: &str, env: &Env) -> Result<Option<(
     }
     reference.clone_into(&mut request.image);
     Ok(None)
-}
-
-fn unknown_flag(text: &str) -> CliError {
-    let grammar = <crate::args::Cli as clap::CommandFactory>::command();
-    let run = grammar.find_subcommand("run");
-    let known: Vec<String> = run
-        .into_iter()
-        .flat_map(|r| r.get_arguments())
-        .filter_map(|a| a.get_long())
-        .map(|l| format!("--{l}"))
-        .collect();
-    let name = text.split('=').next().unwrap_or(text);
-    let error = CliError::user(format!("unknown flag: {name}")).hint("see 'kiln run --help'");
-    match nearest(name, known.iter().map(String::as_str)) {
-        Some(near) => error.hint(format!("did you mean {near}?")),
-        None => error,
-    }
 }
 
 fn one_of(flag: &str, value: &str, known: &[&str]) -> Result<String, CliError> {
