@@ -1,6 +1,7 @@
 """Builds, edits, runs and reads back the projects of examples/; called by examples.sh, which says more."""
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -137,6 +138,7 @@ class Project:
                 logs.append(line)
                 continue
             news = json.loads(line)
+            logs += [base64.b64decode(log["data"]).decode(errors="replace").rstrip() for log in news.get("logs", [])]
             for vertex in news.get("vertexes", []):
                 match = STEP.match(vertex.get("name", ""))
                 if match and vertex.get("completed"):
@@ -266,7 +268,10 @@ def main():
         parser.add_argument(name, required=True)
     parser.add_argument("names", nargs="*", choices=[*PROJECTS, []])
     options = parser.parse_args()
-    os.environ["KILN_ROOT"] = str(Path(options.work) / "root")
+    # A new store: what an earlier call of this script has built must not count as cached.
+    root = Path(options.work) / "store"
+    shutil.rmtree(root, ignore_errors=True)
+    os.environ["KILN_ROOT"] = str(root)
     try:
         for name in options.names or PROJECTS:
             Project(name, options).day()
@@ -274,6 +279,7 @@ def main():
         sys.exit(f"FAILED: {failure}")
     finally:
         subprocess.run([options.kiln, "daemon", "stop"], capture_output=True)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 main()

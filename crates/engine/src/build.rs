@@ -3,7 +3,7 @@
 //! A vertex may serve several builds at once. Whatever belongs to one build is reached through the contexts that the
 //! solver hands to each call, so a build that joins late is served too and one that ends is forgotten.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -58,6 +58,8 @@ pub struct BuildContext {
     pub policies: Policies,
     /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
     pub near: Mutex<HashMap<String, String>>,
+    /// Cache mounts that have begun anew for this build, by id and beginning.
+    pub fresh_mounts: Mutex<HashSet<(String, Option<String>)>>,
     /// A file with certificate authorities that steps shall trust.
     pub ca_bundle: OnceLock<TempPath>,
     vertices: Mutex<HashMap<Digest, VertexEvent>>,
@@ -79,6 +81,7 @@ impl BuildContext {
             http: Mutex::default(),
             policies: Policies::default(),
             near: Mutex::default(),
+            fresh_mounts: Mutex::default(),
             ca_bundle: OnceLock::new(),
             vertices: Mutex::new(HashMap::new()),
             misses: Mutex::new(HashMap::new()),

@@ -82,6 +82,21 @@ fn no_cache_runs_everything_again() {
 }
 
 #[test]
+fn no_cache_empties_cache_mounts_once_a_build() {
+    let (env, base) = crate::env_with_base!();
+    let mount = "--mount=type=cache,target=/c";
+    let dockerfile = format!("FROM base\nRUN {mount} echo line >> /c/f\nRUN {mount} wc -l < /c/f > /lines\n");
+    env.context(&[("Dockerfile", &dockerfile)]);
+    let lines = |args: &[&str]| {
+        let (image, _) = env.build_image(&[&["--build-context", base.as_str()], args].concat());
+        image.text("lines").trim().to_owned()
+    };
+    assert_eq!(lines(&[]), "1");
+    assert_eq!(lines(&["--no-cache"]), "1", "it is empty for the first step, and the second sees what that has left");
+    assert_eq!(lines(&["--no-cache-filter", "other"]), "1");
+}
+
+#[test]
 fn good_steps_of_a_failed_build_are_kept() {
     let (env, base) = crate::env_with_base!();
     env.context(&[("Dockerfile", "FROM base\nRUN echo good\nRUN exit 1\n")]);

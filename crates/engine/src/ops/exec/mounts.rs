@@ -10,9 +10,10 @@ use kiln_solver::OpContext;
 use kiln_stdx::{ErrorClass, Secret};
 use kiln_store::{CacheMount, ImmutableRef, LayerDraft, RecordType};
 
+use crate::build::BuildContext;
 use crate::error::EngineError;
 use crate::layers;
-use crate::parts::Parts;
+use crate::parts::{Parts, builds};
 use crate::session::{self, SshSocket};
 
 /// What mounts are made from.
@@ -23,7 +24,7 @@ pub struct Needs<'a> {
     /// What relative targets are relative to.
     pub cwd: &'a str,
     pub inputs: &'a [ImmutableRef],
-    /// Cache mounts begin empty.
+    /// Cache mounts begin anew, where they have not in this build.
     pub fresh_caches: bool,
 }
 
@@ -196,7 +197,9 @@ impl Prepared {
             return Ok(Mount::Bind { source: path.clone(), readonly: mount.readonly });
         }
         let base = base.map(|reference| (reference, mount.selector.as_str()));
-        if needs.fresh_caches {
+        // Once a build: what its steps hand on to each other in a cache mount stays.
+        let first = |build: &Arc<BuildContext>| build.fresh_mounts.lock().insert(key.clone());
+        if needs.fresh_caches && builds(needs.cx).iter().filter(|build| first(build)).count() > 0 {
             layers::reset_cache_mount(needs.parts, id, base)?;
         }
         let cache = layers::cache_mount(needs.parts, needs.cx, id, sharing, base).await?;
