@@ -5,6 +5,7 @@ mod cache;
 mod clients;
 mod copy;
 mod daemon_face;
+mod destinations;
 mod image;
 mod images;
 mod mounts;
