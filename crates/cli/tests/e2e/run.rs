@@ -184,6 +184,19 @@ fn nothing_is_left_behind() {
 }
 
 #[test]
+fn layers_stay_while_they_are_run() {
+    let (env, image) = env_with_image!();
+    let script =
+        "echo it runs >&2; while [ ! -e /mark/go ]; do sleep 0.05; done; cat /etc/passwd > /dev/null && ls /bin/wc";
+    kiln_testkit::write_tree(env.path(), &[("mark/x", "")]);
+    let running = started(&env, &["-v", "./mark:/mark", &image, "sh", "-c", script]);
+    let _ = env.kiln(["prune", "--all", "--force"]).finish().ok();
+    kiln_testkit::write_tree(env.path(), &[("mark/go", "")]);
+    let done = running.finish();
+    assert_eq!((done.code, done.out().as_str()), (Some(0), "/bin/wc\n"), "{}", done.report());
+}
+
+#[test]
 fn signals_are_passed_on() {
     let (env, image) = env_with_image!();
     let script = "trap 'echo got it; exit 3' USR1; echo it runs >&2; while :; do sleep 0.05; done";

@@ -131,7 +131,8 @@ impl Engine {
                 prepared => prepared,
             }
         };
-        let (image, mut prepared) = tokio::select! {
+        // The layers are held as long as they are mounted.
+        let (image, _layers, mut prepared) = tokio::select! {
             work = work => work?,
             () = stop.cancelled() => return Err(EngineError::canceled()),
         };
@@ -184,7 +185,10 @@ impl Engine {
 }
 
 /// Makes the image's files available and its root with a scratch layer.
-async fn prepare(bridge: &Bridge, request: &RunRequest) -> Result<(ResolvedImage, Prepared), EngineError> {
+async fn prepare(
+    bridge: &Bridge,
+    request: &RunRequest,
+) -> Result<(ResolvedImage, ImmutableRef, Prepared), EngineError> {
     let parts = bridge.parts();
     let layout = request.layout.clone().map(|store| (request.session.clone(), store));
     if request.stored_only
@@ -209,8 +213,8 @@ async fn prepare(bridge: &Bridge, request: &RunRequest) -> Result<(ResolvedImage
         vertex.end(unpacked.as_ref().err().map(ToString::to_string));
         unpacked?;
     }
-    let prepared = mounts(bridge, request, root).await?;
-    Ok((image, prepared))
+    let prepared = mounts(bridge, request, root.clone()).await?;
+    Ok((image, root, prepared))
 }
 
 async fn mounts(bridge: &Bridge, request: &RunRequest, root: ImmutableRef) -> Result<Prepared, EngineError> {
