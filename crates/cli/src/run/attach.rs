@@ -1,16 +1,16 @@
 //! The streams between the user and a running process: standard streams, signals, terminal sizes.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_session::proto::kiln_v1 as pb;
 use kiln_session::proto::kiln_v1::run_input::Input;
 use kiln_session::proto::kiln_v1::run_output::Output;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 
@@ -176,16 +176,29 @@ async fn forward_sizes(to: Sender<pb::RunInput>) {
     }
 }
 
+/// Reads standard input on a thread of its own, which ends with the process: a terminal may never answer.
+fn read_input() -> Receiver<Vec<u8>> {
+    let (pieces, input) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let read = io::stdin().read(&mut buffer).unwrap_or(0);
+            let Some(data) = buffer.get(..read).filter(|data| !data.is_empty()) else { return };
+            if pieces.blocking_send(data.to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    input
+}
+
 /// Sends standard input as far as there is room for it.
 async fn forward_input(to: Sender<pb::RunInput>, room: Arc<Semaphore>) {
-    let mut from = tokio::io::stdin();
-    let mut buffer = vec![0; PIECE];
-    loop {
-        let read = from.read(&mut buffer).await.unwrap_or(0);
-        let Some(data) = buffer.get(..read).filter(|data| !data.is_empty()) else { break };
-        let Ok(permits) = room.acquire_many(u32::try_from(read).unwrap_or(u32::MAX)).await else { return };
+    let mut input = read_input();
+    while let Some(data) = input.recv().await {
+        let Ok(permits) = room.acquire_many(u32::try_from(data.len()).unwrap_or(u32::MAX)).await else { return };
         permits.forget();
-        if !send(&to, Input::Stdin(data.to_vec().into())).await {
+        if !send(&to, Input::Stdin(data.into())).await {
             return;
         }
     }
