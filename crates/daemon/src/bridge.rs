@@ -386,6 +386,7 @@ impl LlbBridge for BridgeService {
             network,
             extra_hosts: request.extra_hosts.into_iter().map(host).collect(),
             hostname: request.hostname,
+            path: request.platform.is_some_and(|p| p.os == "windows").then_some(kiln_engine::container::WINDOWS_PATH),
         };
         bridge.new_container(&request.container_id, spec).await.map_err(|e| convert::status(&e))?;
         Ok(Response::new(pb::NewContainerResponse {}))

@@ -45,7 +45,11 @@ pub fn status(error: &EngineError) -> Status {
         Some(hint) => format!("{error}\nhint: {hint}"),
         None => error.to_string(),
     };
-    errdetail::to_status(code, &text, &details)
+    let status = errdetail::to_status(code, &text, &details);
+    match error.further() {
+        Some(further) if !further.foreign.is_empty() => errdetail::with_foreign(&status, &further.foreign),
+        _ => status,
+    }
 }
 
 /// Returns the error that a client's frontend ended with.
@@ -67,6 +71,10 @@ pub fn error(status: &Status) -> EngineError {
             Detail::Vertex { digest } => error.vertex = digest.parse().ok(),
             _ => {}
         }
+    }
+    let foreign = errdetail::foreign(status);
+    if !foreign.is_empty() {
+        error.further_mut().foreign = foreign;
     }
     error
 }

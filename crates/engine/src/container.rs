@@ -31,7 +31,12 @@ pub struct ContainerSpec {
     pub network: NetMode,
     pub extra_hosts: Vec<HostIp>,
     pub hostname: String,
+    /// `PATH` of processes that set none, where it is not the usual one.
+    pub path: Option<&'static str>,
 }
+
+/// `PATH` of containers for Windows.
+pub const WINDOWS_PATH: &str = "c:\\Windows\\System32;c:\\Windows;C:\\Windows\\System32\\WindowsPowerShell\\v1.0";
 
 /// A process to run in a container.
 #[derive(Debug)]
@@ -217,6 +222,11 @@ impl Container {
         let meta = &request.meta;
         let mut spec = ProcessSpec::new(rand_id(), root, meta.args.clone());
         spec.env = environment(meta);
+        let own = meta.env.iter().any(|variable| variable.starts_with("PATH="));
+        if let Some(path) = self.spec.path.filter(|_| !own) {
+            spec.env.retain(|(name, _)| name != "PATH");
+            spec.env.push(("PATH".to_owned(), path.to_owned()));
+        }
         for wanted in &request.secret_env {
             match session::secret(&self.parts, &self.cx, &wanted.id).await? {
                 Some(value) => {

@@ -29,6 +29,8 @@ pub struct Further {
     pub locations: Vec<Location>,
     /// Why a client's policy denied a source.
     pub denials: Vec<String>,
+    /// Details of a client's frontend that mean nothing here: type URL and value of each.
+    pub foreign: Vec<(String, Vec<u8>)>,
     /// What a caller asked of a frontend that it does not do.
     pub unsupported: Option<Unsupported>,
 }

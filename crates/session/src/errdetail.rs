@@ -292,6 +292,21 @@ pub fn status_to_rpc(status: &Status) -> rpc::Status {
     rpc::Status::decode(status.details()).unwrap_or_else(|_| plain())
 }
 
+/// Returns the details of a status that nothing is known of here: type URL and value of each.
+pub fn foreign(status: &Status) -> Vec<(String, Vec<u8>)> {
+    let details = status_to_rpc(status).details;
+    details.into_iter().filter(|any| Detail::decode(any).is_none()).map(|any| (any.type_url, any.value)).collect()
+}
+
+/// Adds details that nothing is known of here to a status.
+pub fn with_foreign(status: &Status, details: &[(String, Vec<u8>)]) -> Status {
+    let mut message = status_to_rpc(status);
+    let any =
+        |(type_url, value): &(String, Vec<u8>)| prost_types::Any { type_url: type_url.clone(), value: value.clone() };
+    message.details.extend(details.iter().map(any));
+    from_rpc(&message)
+}
+
 /// Returns the details of a status that are known here.
 pub fn details(status: &Status) -> Vec<Detail> {
     status_to_rpc(status).details.iter().filter_map(Detail::decode).collect()
@@ -300,6 +315,15 @@ pub fn details(status: &Status) -> Vec<Detail> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_known_is_passed_on() {
+        let known = to_status(Code::Unknown, "it broke", &[Detail::Vertex { digest: "sha256:ab".into() }]);
+        let more = [("example.org/x.Y+json".to_owned(), b"{}".to_vec())];
+        let both = with_foreign(&known, &more);
+        assert_eq!(foreign(&both), more);
+        assert_eq!((details(&both), both.message()), (details(&known), "it broke"));
+    }
 
     #[test]
     fn details_are_json_under_buildkits_type_urls() {

@@ -10,7 +10,7 @@ mod write;
 
 pub use apply::{Applied, ExtractOptions, Extracted, apply, extract};
 pub use build::{FileMeta, LayerBuilder, Overrides, Placed};
-pub use diff::diff;
+pub use diff::{diff, difference};
 pub use flatten::flatten;
 pub use scan::scan;
 pub use verify::{verify_digest, verify_stat};

@@ -92,7 +92,7 @@ impl Op<ImmutableRef> for Diff {
             .blocking(move || {
                 let draft = store.draft()?;
                 let (from, to) = (lower.tree()?, upper.tree()?);
-                let manifest = kiln_snapshot::layer::diff(&from, &to, &upper.dirs(), &draft.fs())?;
+                let manifest = kiln_snapshot::layer::difference(&from, &to, &upper.dirs(), &draft.fs())?;
                 let layer =
                     store.commit(draft, manifest, layers::info(&store.scratch(), "diff", RecordType::Regular))?;
                 Ok(store.ref_of_layers(vec![layer]))

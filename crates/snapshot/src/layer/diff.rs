@@ -17,7 +17,38 @@ use crate::tree::{Node, Tree};
 /// # Errors
 /// When a source file is damaged or something cannot be written.
 pub fn diff(lower: &Tree, upper: &Tree, upper_dirs: &[PathBuf], dest: &Path) -> Result<LayerManifest> {
-    let changes = changes(lower, upper);
+    write(lower, upper, upper_dirs, dest, changes(lower, upper))
+}
+
+/// As [`diff`], without directories that differ in nothing but their time and hold no change: the time of a directory
+/// tells that something came and went, which is no difference any more.
+///
+/// # Errors
+/// As [`diff`].
+pub fn difference(lower: &Tree, upper: &Tree, upper_dirs: &[PathBuf], dest: &Path) -> Result<LayerManifest> {
+    let mut kept: Vec<Change<'_>> = Vec::new();
+    for change in changes(lower, upper).into_iter().rev() {
+        // In this order what is below a directory comes right before it.
+        let holds = kept.last().is_some_and(|next| is_below(next.path().0, change.path().0));
+        if holds || !change.is_touch(lower) {
+            kept.push(change);
+        }
+    }
+    kept.reverse();
+    write(lower, upper, upper_dirs, dest, kept)
+}
+
+fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+fn write(
+    lower: &Tree,
+    upper: &Tree,
+    upper_dirs: &[PathBuf],
+    dest: &Path,
+    changes: Vec<Change<'_>>,
+) -> Result<LayerManifest> {
     let groups: HashSet<(usize, u32)> = changes.iter().filter_map(Change::group).collect();
     let mut builder = LayerBuilder::new(dest, lower, &[])?;
     let mut copier = Copier::new(upper_dirs);
@@ -60,6 +91,13 @@ impl Change<'_> {
             Self::Removed(path) => Key(path),
             Self::Set(node) => Key(&node.entry.path),
         }
+    }
+
+    /// Tells whether this is a directory that is in `lower` too and differs in its time only.
+    fn is_touch(&self, lower: &Tree) -> bool {
+        let Self::Set(node) = self else { return false };
+        let Some(old) = lower.get(&node.entry.path) else { return false };
+        node.entry.is_dir() && old.entry.same_object(&Entry { mtime: old.entry.mtime, ..node.entry.clone() })
     }
 
     fn group(&self) -> Option<(usize, u32)> {
