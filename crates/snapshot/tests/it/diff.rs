@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_snapshot::layer::{FileMeta, LayerBuilder, diff, flatten, scan};
+use kiln_snapshot::layer::{FileMeta, LayerBuilder, diff, difference, flatten, scan};
 use kiln_snapshot::{Kind, Tree, dump};
 
 use crate::support::*;
@@ -84,6 +84,30 @@ fn equal_views_have_an_empty_difference() {
     let tree = chain.tree();
     let manifest = diff(&tree, &tree, &chain.dirs, &chain.path("diff")).unwrap();
     assert!(manifest.changes_nothing());
+}
+
+#[test]
+fn a_directory_where_something_came_and_went_is_no_difference() {
+    root_only!();
+    let mut chain = Chain::new();
+    let at = |seconds| FileMeta::new(0o755, (seconds, 0));
+    chain.build(|b| {
+        for dir in [b"a", b"b", b"c"] {
+            b.mkdir(dir, &at(1)).unwrap();
+        }
+    });
+    chain.build(|b| {
+        b.mkdir(b"a", &at(2)).unwrap();
+        b.mkdir(b"b", &at(2)).unwrap();
+        b.file_from_bytes(b"b/f", &meta(0o644), b"x").unwrap();
+        b.mkdir(b"c", &FileMeta { uid: 7, ..at(1) }).unwrap();
+    });
+    let lower = Tree::merge(&chain.layers[..1]);
+    let manifest = difference(&lower, &chain.tree(), &chain.dirs, &chain.path("some")).unwrap();
+    assert_eq!(names(&manifest), ["", "b", "b/f", "c"]);
+    assert_eq!(manifest.get(b"b").unwrap().mtime, (2, 0), "the time comes with what it tells of");
+    let exact = diff(&lower, &chain.tree(), &chain.dirs, &chain.path("all")).unwrap();
+    assert_eq!(names(&exact), ["", "a", "b", "b/f", "c"]);
 }
 
 #[test]
