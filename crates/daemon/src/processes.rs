@@ -135,6 +135,13 @@ fn start(
             Ok((container, request))
         });
         let mut told = false;
+        if let Ok((container, _)) = &ready
+            && container.has_begun().await
+        {
+            // A client may not read what one process says before the next one has started, and waits for this word only.
+            told = true;
+            say(Input::Started(pb::StartedMessage {})).await;
+        }
         let exit = match ready {
             Ok(ready) => run(&bridge, &id, init, ready, input, orders, &outgoing, cancel, &mut told).await,
             Err(error) => Err(error),
@@ -206,8 +213,7 @@ async fn run(
     let announce = {
         let (id, outgoing) = (id.to_owned(), outgoing.clone());
         async move {
-            if start.await.is_ok() {
-                *told = true;
+            if start.await.is_ok() && !std::mem::replace(told, true) {
                 let input = Some(Input::Started(pb::StartedMessage {}));
                 let _ = outgoing.send(Ok(pb::ExecMessage { process_id: id, input })).await;
             }

@@ -163,6 +163,11 @@ impl Container {
         self.cancel.clone()
     }
 
+    /// Tells whether a process has been started in it.
+    pub async fn has_begun(&self) -> bool {
+        self.prepared.lock().await.as_ref().is_none_or(|prepared| prepared.root.is_none())
+    }
+
     /// Checks that a process may do what it asks for.
     ///
     /// # Errors

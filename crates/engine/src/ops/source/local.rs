@@ -131,10 +131,10 @@ impl Local {
         let target = self
             .parts
             .blocking(move || {
-                let last = if trusted { remembered(&store, &memory) } else { None };
+                let last = remembered(&store, &memory);
                 let listing = except.map(|except| Listing::new(&except)).transpose();
                 let listing = listing.map_err(|e| EngineError::user(e.to_string()))?;
-                Ok(Received::new(&store, last, listing)?)
+                Ok(Received::new(&store, last, trusted, listing)?)
             })
             .await?;
         let request = SyncRequest {
@@ -153,6 +153,7 @@ impl Local {
         self.parts
             .blocking(move || {
                 let mut received = received;
+                received.settle()?;
                 let assembly = Assembly {
                     store: &store,
                     entries: std::mem::take(&mut received.entries),

@@ -12,7 +12,7 @@ use kiln_session::stat::Kind as StatKind;
 use kiln_snapshot::{Entry, Kind};
 use kiln_store::Store;
 
-use super::assemble::{Contents, Last};
+use super::assemble::{Contents, Last, digest_of};
 use super::metadata::{self, Listing};
 
 /// Most contents kept open for writing at once; descriptors are scarce.
@@ -21,6 +21,8 @@ const OPEN_FILES: usize = 256;
 /// A listing that arrives, with the contents that were asked for in temporary files.
 pub struct Received {
     last: Option<Last>,
+    /// Whether equal size and time mean equal content.
+    trusts_metadata: bool,
     dir: PathBuf,
     pub entries: Vec<Entry>,
     /// The place of a path, for hard links.
@@ -39,11 +41,12 @@ impl Received {
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn new(store: &Store, last: Option<Last>, listing: Option<Listing>) -> io::Result<Self> {
+    pub fn new(store: &Store, last: Option<Last>, trusts_metadata: bool, listing: Option<Listing>) -> io::Result<Self> {
         let dir = store.temp_path();
         std::fs::create_dir(&dir)?;
         Ok(Self {
             last,
+            trusts_metadata,
             dir,
             entries: Vec::new(),
             places: HashMap::new(),
@@ -58,6 +61,27 @@ impl Received {
     /// Returns the last state it was compared with.
     pub fn last(&self) -> Option<&Last> {
         self.last.as_ref()
+    }
+
+    /// Hashes what was received of files that look as they did in the last state: an unchanged directory is that very
+    /// layer again, also where everything has been sent to make sure of it. Blocking.
+    ///
+    /// # Errors
+    /// A file that was received cannot be read.
+    pub fn settle(&mut self) -> io::Result<()> {
+        let Some(last) = &self.last else { return Ok(()) };
+        for (&place, &id) in &self.ids {
+            let Some(entry) = self.entries.get(place) else { continue };
+            let looks_the_same = |old: &Entry| old.same_object(&Entry { digest: old.digest, ..entry.clone() });
+            if last.get(&entry.path).is_some_and(looks_the_same) {
+                let digest = digest_of(File::open(self.path(id))?)?;
+                self.entries[place].digest = Some(digest);
+            }
+        }
+        for (&place, &first) in &self.links {
+            self.entries[place].digest = self.entries[first].digest;
+        }
+        Ok(())
     }
 
     fn path(&self, id: u32) -> PathBuf {
@@ -126,6 +150,7 @@ impl SyncTarget for Received {
         }
         let mut wanted = entry.kind == Kind::File;
         if wanted
+            && self.trusts_metadata
             && let Some(old) = self.last.as_ref().and_then(|last| last.get(&entry.path))
             && old.same_object(&Entry { digest: old.digest, ..entry.clone() })
         {
