@@ -7,18 +7,15 @@
 # EXAMPLES_BASE an OCI layout of a Debian root (with ca-certificates) to use instead of making one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/packages.sh
 work=${EXAMPLES_DIR:-$PWD/target/examples}
 mkdir -p "$work"
 
 packages=(mmdebstrap skopeo umoci runc ca-certificates python3)
-missing=()
-for package in "${packages[@]}"; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
-done
+mapfile -t missing < <(missing_packages "${packages[@]}")
 if [ "${#missing[@]}" -gt 0 ]; then
     echo "== installing ${missing[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    install_packages "${missing[@]}"
 fi
 
 if [ -z "${KILN:-}" ]; then

@@ -5,17 +5,14 @@
 # Needs Debian 12, git, gcc and a Rust toolchain; installs the rest. Everything it makes lies below QUICKSTART_DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/packages.sh
 work=${QUICKSTART_DIR:-$PWD/target/quickstart}
 
 packages=(mmdebstrap skopeo umoci runc ca-certificates)
-missing=()
-for package in "${packages[@]}"; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
-done
+mapfile -t missing < <(missing_packages "${packages[@]}")
 if [ "${#missing[@]}" -gt 0 ]; then
     echo "== installing ${missing[*]}"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    install_packages "${missing[@]}"
 fi
 
 echo "== building kiln"

@@ -3,18 +3,15 @@
 # On a fresh Debian 12 with git, gcc and a Rust toolchain this is all the set-up there is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/packages.sh
 
 # Programs that some tests use as peers; a test whose peer is missing says so and is skipped.
 packages=(busybox-static skopeo umoci runc crun docker-registry mmdebstrap xz-utils bzip2 xfsprogs
           openssh-client git ca-certificates python3 buildah)
-missing=()
-for package in "${packages[@]}"; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
-done
+mapfile -t missing < <(missing_packages "${packages[@]}")
 if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+        install_packages "${missing[@]}"
     else
         echo "not installed, their tests will be skipped: ${missing[*]}" >&2
     fi
