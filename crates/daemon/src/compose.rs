@@ -1,11 +1,11 @@
 //! Builds the engine from its parts: which drivers, which directories.
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use kiln_engine::history::HistoryLimits;
 use kiln_engine::parts::{FrontendRules, StepDefaults};
+use kiln_engine::runtime_dir::RuntimeDir;
 use kiln_engine::{Engine, History, Parts};
 use kiln_executor::{SandboxConfig, SandboxExecutor};
 use kiln_registry::{Registry, RegistryConfig};
@@ -36,7 +36,8 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
         other => start("opening the store", std::io::Error::other(other)),
     })?;
     let history = Meta::open(config.root.join("history.db"), config.root.join("damaged"), store.repairs().clone());
-    let runtime_dir = runtime_dir(&config.root)?;
+    let runtime_dir = RuntimeDir::make(&[Path::new("/run"), &config.root.join("tmp")])
+        .map_err(|e| start("making a runtime directory", e))?;
     let settings = &config.settings;
     let mut registry = RegistryConfig { hosts: settings.registries.clone(), ..RegistryConfig::default() };
     if let Some(most) = settings.registry_concurrency {
@@ -94,26 +95,4 @@ fn snapshotter(wanted: Option<&str>) -> Arc<dyn Snapshotter> {
         _ if overlay => Arc::new(OverlaySnapshotter),
         _ => Arc::new(CopySnapshotter),
     }
-}
-
-/// Returns a fresh private directory for sockets and bundles of running steps, on a tmpfs where the host has one.
-///
-/// Its name begins with the identity of the root, so that what a killed engine of the same root left can be told from
-/// what others use. The store of the root must be open.
-fn runtime_dir(root: &Path) -> Result<PathBuf, DaemonError> {
-    let meta = std::fs::metadata(root).map_err(|e| start("looking at the root", e))?;
-    let prefix = format!("kiln-{:x}-{:x}-", meta.dev(), meta.ino());
-    for entry in std::fs::read_dir("/run").into_iter().flatten().flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-    let name = format!("{prefix}{}", std::process::id());
-    for parent in [Path::new("/run"), &root.join("tmp")] {
-        let path = parent.join(&name);
-        if std::fs::DirBuilder::new().mode(0o700).create(&path).is_ok() {
-            return Ok(path);
-        }
-    }
-    Err(start("making a runtime directory", std::io::ErrorKind::PermissionDenied.into()))
 }

@@ -141,7 +141,7 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
     for path in sockets {
         let _ = std::fs::remove_file(path);
     }
-    let _ = std::fs::remove_dir_all(&engine.parts().runtime_dir);
+    let _ = std::fs::remove_dir_all(engine.parts().runtime_dir.path());
     let store = engine.parts().store.clone();
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.close_epoch()).await {
         tracing::warn!(%error, "cannot sync the store");

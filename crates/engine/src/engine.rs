@@ -212,7 +212,7 @@ impl Engine {
         let session = self.0.parts.sessions.get(&request.session, kiln_stdx::limits::SESSION_WAIT).await?;
         let bundle = session.secret(id).await?;
         let bundle = bundle.ok_or_else(|| EngineError::user("the client does not send its CA certificates"))?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.0.parts.runtime_dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(self.0.parts.runtime_dir.path())?;
         file.write_all(bundle.expose())?;
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
         // A second one cannot come: a request has one attribute of the name.

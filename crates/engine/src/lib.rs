@@ -27,6 +27,7 @@ pub mod provenance;
 mod publish;
 pub mod remote;
 pub mod request;
+pub mod runtime_dir;
 pub mod session;
 pub mod source;
 pub mod verify;

@@ -1,6 +1,5 @@
 //! What operations are made of: the services that the composition root chose, shared by all builds.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_executor::Executor;
@@ -14,6 +13,7 @@ use kiln_store::{Blob, Store};
 use crate::build::BuildContext;
 use crate::error::EngineError;
 use crate::frontend::gateway::GatewayServer;
+use crate::runtime_dir::RuntimeDir;
 
 /// Shared by every operation.
 pub struct Parts {
@@ -33,7 +33,7 @@ pub struct Parts {
     /// Serves frontends in images.
     pub gateway: Arc<dyn GatewayServer>,
     /// Sockets and other short-lived files of running steps; on a tmpfs where there is one.
-    pub runtime_dir: PathBuf,
+    pub runtime_dir: RuntimeDir,
     /// Bounds kiln's own work (hashing, copying, unpacking) to the number of cores.
     pub work: Arc<tokio::sync::Semaphore>,
     /// Bounds layers being unpacked. Apart from `work`, since work may wait for a layer.

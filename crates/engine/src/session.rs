@@ -117,7 +117,7 @@ pub async fn ssh_socket_of(
         if session.check_ssh(&file.id).await.is_err() {
             continue;
         }
-        let path = parts.runtime_dir.join(format!("ssh-{}", rand_id()));
+        let path = parts.runtime_dir.path().join(format!("ssh-{}", rand_id()));
         let socket = kiln_session::SshSocket { path: path.clone(), uid: file.uid, gid: file.gid, mode: file.mode };
         let forward = session.forward_ssh(&file.id, &socket).await?;
         return Ok(Some(SshSocket { path, _forward: forward }));

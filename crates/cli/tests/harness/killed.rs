@@ -24,7 +24,8 @@ pub struct Remains {
     /// Names in `drafts/` and `tmp/`.
     pub files: BTreeSet<PathBuf>,
     groups: BTreeSet<PathBuf>,
-    engine: i32,
+    /// What the engine had made for the time of its life.
+    runtime: Vec<PathBuf>,
     /// How many processes the engine had started.
     pub processes: usize,
     /// How long the client and the last process took to end.
@@ -87,7 +88,7 @@ pub fn killed(root: &Path, client: Run, mark: Option<&str>) -> Result<Remains, S
         return Err(format!("a mount is left\n{mounts}"));
     }
     let processes = family.len();
-    Ok(Remains { files: unfinished(root), groups: family.groups, engine, processes, took })
+    Ok(Remains { files: unfinished(root), groups: family.groups, runtime: runtime(engine), processes, took })
 }
 
 /// Returns what lies in the directories for unfinished things.
@@ -96,19 +97,22 @@ fn unfinished(root: &Path) -> BTreeSet<PathBuf> {
     dirs.into_iter().flatten().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
+/// Returns the directories that the engine, which does not live any more, made outside its root.
+fn runtime(engine: i32) -> Vec<PathBuf> {
+    let prefix = format!("kiln-engine-{engine}-");
+    let entries = fs::read_dir("/run").into_iter().flatten().flatten().map(|entry| entry.path());
+    entries
+        .filter(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes())))
+        .collect()
+}
+
 impl Remains {
     /// Says what is still there of it; to be asked after the next build.
     pub fn left(&self, root: &Path) -> Vec<String> {
         let mut left: Vec<String> =
             unfinished(root).intersection(&self.files).map(|path| path.display().to_string()).collect();
-        let suffix = format!("-{}", self.engine);
-        for entry in fs::read_dir("/run").into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with("kiln-") && name.ends_with(&suffix) {
-                left.push(entry.path().display().to_string());
-            }
-        }
-        left.extend(self.groups.iter().filter(|group| group.is_dir()).map(|group| group.display().to_string()));
+        let dirs = self.runtime.iter().chain(&self.groups).filter(|dir| dir.is_dir());
+        left.extend(dirs.map(|dir| dir.display().to_string()));
         left
     }
 }

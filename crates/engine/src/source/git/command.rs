@@ -74,7 +74,7 @@ impl Git {
         let mut ssh = "ssh -F /dev/null -o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=15".to_owned();
         match &source.known_hosts {
             Some(keys) => {
-                let file = tempfile::NamedTempFile::new_in(&parts.runtime_dir)?;
+                let file = tempfile::NamedTempFile::new_in(parts.runtime_dir.path())?;
                 std::fs::write(file.path(), keys)?;
                 ssh.push_str(&format!(" -o UserKnownHostsFile={}", file.path().display()));
                 access.known_hosts = Some(file.into_temp_path());
