@@ -6,14 +6,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use flate2::Crc;
-
 /// How units are compressed.
 pub(super) trait Codec: 'static {
     /// Size of a unit in bytes.
     const UNIT: usize;
-    /// How many bytes before a unit are given to it.
-    const BEFORE: usize;
 
     /// Returns what a thread starts with.
     fn new(level: i32) -> io::Result<Self>
@@ -21,56 +17,30 @@ pub(super) trait Codec: 'static {
         Self: Sized;
 
     /// Compresses one unit.
-    fn compress(&mut self, unit: &Unit) -> io::Result<Vec<u8>>;
-}
-
-/// What surrounds the units.
-pub(super) struct Frame {
-    /// Written first.
-    pub(super) header: &'static [u8],
-    /// Whether the input's CRC-32 and length end the output, as in gzip.
-    pub(super) checksum: bool,
-}
-
-/// A piece of input.
-pub(super) struct Unit {
-    pub(super) data: Vec<u8>,
-    /// The input right before the unit.
-    pub(super) before: Vec<u8>,
-    pub(super) last: bool,
+    fn compress(&mut self, unit: &[u8]) -> io::Result<Vec<u8>>;
 }
 
 struct Job {
-    unit: Unit,
+    unit: Vec<u8>,
     reply: SyncSender<io::Result<Vec<u8>>>,
 }
 
 /// The writing end; see [`Compressor`](super::Compressor).
 pub(super) struct Pipeline<W: Write> {
     out: W,
-    frame: Frame,
     unit: usize,
-    keep: usize,
-    crc: Crc,
-    started: bool,
     data: Vec<u8>,
-    before: Vec<u8>,
     pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     pool: Pool,
     failed: bool,
 }
 
 impl<W: Write> Pipeline<W> {
-    pub(super) fn new<C: Codec>(out: W, level: i32, frame: Frame, workers: usize) -> Self {
+    pub(super) fn new<C: Codec>(out: W, level: i32, workers: usize) -> Self {
         Self {
             out,
-            frame,
             unit: C::UNIT,
-            keep: C::BEFORE,
-            crc: Crc::new(),
-            started: false,
             data: Vec::with_capacity(C::UNIT),
-            before: Vec::new(),
             pending: VecDeque::new(),
             pool: Pool::new::<C>(level, workers.clamp(1, 64)),
             failed: false,
@@ -100,10 +70,6 @@ impl<W: Write> Pipeline<W> {
         while !self.pending.is_empty() {
             self.write_next()?;
         }
-        if self.frame.checksum {
-            let end = [self.crc.sum().to_le_bytes(), self.crc.amount().to_le_bytes()].concat();
-            self.out.write_all(&end)?;
-        }
         self.out.flush()?;
         Ok(self.out)
     }
@@ -112,14 +78,9 @@ impl<W: Write> Pipeline<W> {
         while self.pending.len() >= self.pool.ahead {
             self.write_next()?;
         }
-        if self.frame.checksum {
-            self.crc.update(&self.data);
-        }
-        let data = std::mem::replace(&mut self.data, Vec::with_capacity(if last { 0 } else { self.unit }));
-        let next_before = data[data.len().saturating_sub(self.keep)..].to_vec();
-        let before = std::mem::replace(&mut self.before, next_before);
+        let unit = std::mem::replace(&mut self.data, Vec::with_capacity(if last { 0 } else { self.unit }));
         let (reply, answer) = sync_channel(1);
-        self.pool.submit(Job { unit: Unit { data, before, last }, reply })?;
+        self.pool.submit(Job { unit, reply })?;
         self.pending.push_back(answer);
         Ok(())
     }
@@ -127,10 +88,6 @@ impl<W: Write> Pipeline<W> {
     fn write_next(&mut self) -> io::Result<()> {
         let Some(answer) = self.pending.pop_front() else { return Ok(()) };
         let bytes = answer.recv().map_err(|_| died())??;
-        if !self.started {
-            self.started = true;
-            self.out.write_all(self.frame.header)?;
-        }
         self.out.write_all(&bytes)
     }
 }

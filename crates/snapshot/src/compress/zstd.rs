@@ -4,10 +4,7 @@ use std::io;
 
 use zstd::bulk::Compressor;
 
-use super::parallel::{Codec, Frame, Unit};
-
-/// Frames need nothing around them.
-pub(super) const FRAME: Frame = Frame { header: &[], checksum: false };
+use super::parallel::Codec;
 
 /// The codec.
 pub(super) struct Zstd(Compressor<'static>);
@@ -15,7 +12,6 @@ pub(super) struct Zstd(Compressor<'static>);
 impl Codec for Zstd {
     /// Twice the window of the default level, so that little is lost at the seams.
     const UNIT: usize = 4 << 20;
-    const BEFORE: usize = 0;
 
     fn new(level: i32) -> io::Result<Self> {
         let mut compressor = Compressor::new(level.clamp(1, 22))?;
@@ -24,7 +20,7 @@ impl Codec for Zstd {
         Ok(Self(compressor))
     }
 
-    fn compress(&mut self, unit: &Unit) -> io::Result<Vec<u8>> {
-        self.0.compress(&unit.data)
+    fn compress(&mut self, unit: &[u8]) -> io::Result<Vec<u8>> {
+        self.0.compress(unit)
     }
 }
