@@ -7,7 +7,7 @@ source scripts/packages.sh
 
 # Programs that some tests use as peers; a test whose peer is missing says so and is skipped.
 packages=(busybox-static skopeo umoci runc crun docker-registry mmdebstrap xz-utils bzip2 xfsprogs
-          openssh-client git ca-certificates python3 buildah)
+          openssh-client git ca-certificates python3 buildah podman)
 mapfile -t missing < <(missing_packages "${packages[@]}")
 if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

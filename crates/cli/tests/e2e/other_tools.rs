@@ -1,4 +1,4 @@
-//! kiln among other tools: a real registry between it and skopeo and buildah, both ways.
+//! kiln among other tools: a real registry between it and skopeo, buildah and podman, both ways.
 
 use kiln_testkit::{DebianRegistry, Image, Run, TestEnv, program};
 
@@ -16,7 +16,10 @@ fn tool(env: &TestEnv, name: &str) -> Option<Run> {
     let run = Run::new(program(name)?).env("HOME", env.path().join("home")).dir(env.path());
     let at = |dir: &str| env.path().join(dir).display().to_string();
     Some(match name {
-        "buildah" => run.args(["--root", &at("graph"), "--runroot", &at("run"), "--storage-driver", "vfs"]),
+        "buildah" | "podman" => {
+            let (graph, run_root) = (at(&format!("{name}-graph")), at(&format!("{name}-run")));
+            run.args(["--root", &graph, "--runroot", &run_root, "--storage-driver", "vfs"])
+        }
         _ => run,
     })
 }
@@ -42,13 +45,14 @@ fn what_kiln_pushes_others_pull() {
             let _ = skopeo.args(["copy", "--src-tls-verify=false", &remote, &local]).finish().ok();
             assert_eq!(Image::read(&dest).text("made"), "made by kiln\n", "{tag}");
         }
-        if let Some(buildah) = tool(&env, "buildah") {
-            let _ = buildah.args(["pull", "--tls-verify=false", &remote]).finish().ok();
-            let dest = env.out(&format!("buildah-{tag}"));
+        for name_of_tool in ["buildah", "podman"] {
+            let Some(puller) = tool(&env, name_of_tool) else { continue };
+            let _ = puller.args(["pull", "--tls-verify=false", &remote]).finish().ok();
+            let dest = env.out(&format!("{name_of_tool}-{tag}"));
             let local = format!("oci:{}:latest", dest.display());
-            let again = tool(&env, "buildah").expect("buildah");
+            let again = tool(&env, name_of_tool).expect("it was here before");
             let _ = again.args(["push", &name, &local]).finish().ok();
-            assert_eq!(Image::read(&dest).text("made"), "made by kiln\n", "{tag}");
+            assert_eq!(Image::read(&dest).text("made"), "made by kiln\n", "{name_of_tool} {tag}");
         }
     }
 }
@@ -85,6 +89,19 @@ fn what_others_push_kiln_builds_on() {
             names.push(name);
         }
     }
+    if let (Some(podman), Some(from)) = (tool(&env, "podman"), names.first().cloned()) {
+        let name = format!("{}/by/podman:1", registry.host);
+        let dir = env.path().join("podman");
+        kiln_testkit::write_tree(
+            &dir,
+            &[("Dockerfile", &format!("FROM {from}\nCOPY note /\n")), ("note", "from podman")],
+        );
+        let at = dir.display().to_string();
+        let _ = podman.args(["build", "--tls-verify=false", "-t", &name, &at]).finish().ok();
+        let again = tool(&env, "podman").expect("it was here before");
+        let _ = again.args(["push", "--tls-verify=false", &name]).finish().ok();
+        names.push(name);
+    }
     if names.is_empty() {
         kiln_testkit::skip!("neither skopeo nor buildah");
     }
@@ -94,7 +111,8 @@ fn what_others_push_kiln_builds_on() {
             &format!("FROM {name}\nRUN cat /note > /seen 2>/dev/null || echo none > /seen\n"),
         )]);
         let (image, _) = env.build_image(&[]);
-        let want = if name.contains("buildah") { "from buildah" } else { "none\n" };
+        let makers = ["buildah", "podman"].into_iter().find(|maker| name.contains(&format!("by/{maker}")));
+        let want = makers.map_or("none\n".to_owned(), |maker| format!("from {maker}"));
         assert_eq!(image.text("seen"), want, "{name}");
     }
 }
