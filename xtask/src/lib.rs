@@ -1,6 +1,8 @@
 //! Checks of the repository itself: the crate graph against `layers.toml`, and the house rules for source files.
 
+pub mod features;
 pub mod layers;
+pub mod rules;
 pub mod source;
 pub mod tidy;
 

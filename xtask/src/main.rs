@@ -7,13 +7,19 @@ fn main() -> std::process::ExitCode {
     match task.as_str() {
         "tidy" => report(&xtask::tidy::check(&xtask::root())),
         "layers" => report(&xtask::layers::check(&xtask::root())),
+        "rules" => written(xtask::rules::write(&xtask::root())),
+        "features" => written(xtask::features::write(&xtask::root())),
         _ => usage(),
     }
 }
 
+fn written(result: std::io::Result<()>) -> std::process::ExitCode {
+    report(&result.err().map(|e| e.to_string()).into_iter().collect::<Vec<_>>())
+}
+
 #[expect(clippy::print_stderr, reason = "xtask is a command of its own")]
 fn usage() -> std::process::ExitCode {
-    eprintln!("usage: cargo run -p xtask -- tidy|layers");
+    eprintln!("usage: cargo run -p xtask -- tidy|layers|rules|features");
     std::process::ExitCode::from(2)
 }
 

@@ -11,3 +11,15 @@ fn crate_graph_is_as_listed() {
     let findings = xtask::layers::check(&xtask::root());
     assert!(findings.is_empty(), "{}", findings.join("\n"));
 }
+
+#[test]
+fn pages_of_the_checks_are_current() {
+    let findings = xtask::rules::check(&xtask::root());
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn the_table_of_features_is_current() {
+    let findings = xtask::features::check(&xtask::root());
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}

@@ -50,6 +50,8 @@ pub enum Command {
     /// Start a build
     #[command(visible_alias = "b")]
     Build(Box<BuildFlags>),
+    /// Look for what is wrong with a Dockerfile, and for what could be better
+    Lint(LintFlags),
     /// Run a process in an image
     Run(Box<RunFlags>),
     /// Run and steer the engine
@@ -115,6 +117,32 @@ pub struct CacheVerifyFlags {
     /// Change nothing, only tell what is damaged
     #[arg(long, action = ArgAction::SetTrue)]
     pub check_only: bool,
+}
+
+/// Flags of `kiln lint`.
+#[derive(Debug, Args)]
+pub struct LintFlags {
+    /// Build context: a directory, or `-` for a Dockerfile on standard input
+    #[arg(value_name = "PATH", default_value = ".")]
+    pub context: String,
+    /// Name of the Dockerfile (default PATH/Dockerfile)
+    #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
+    pub file: Option<String>,
+    /// Also give advice about cache, size and secrets; looks at the files of the context
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub advise: bool,
+    /// How findings are shown: text, json, or diff for a patch with all rewrites that can be made as they are
+    #[arg(long, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+    pub format: String,
+    /// Set a build-time variable
+    #[arg(long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
+    pub build_arg: Vec<String>,
+    /// Platform to build for
+    #[arg(long, value_name = "PLATFORM", allow_hyphen_values = true)]
+    pub platform: Vec<String>,
+    /// Stage to look at; all when not given
+    #[arg(long, value_name = "STAGE", allow_hyphen_values = true)]
+    pub target: Option<String>,
 }
 
 /// Flags of `kiln du`.

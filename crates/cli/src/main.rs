@@ -10,6 +10,7 @@ mod env;
 mod error;
 mod face;
 mod launch;
+mod lint;
 mod parse;
 mod progress;
 mod run;

@@ -112,6 +112,14 @@ fn syntax(value: &str, lines: Lines) -> Syntax {
     Syntax { image: image.to_owned(), command_line: value.to_owned(), lines }
 }
 
+/// Tells whether an image reference is the Dockerfile frontend at a level that this crate implements.
+pub fn is_builtin(image: &str) -> bool {
+    let name = image.trim_start_matches("docker.io/");
+    let Some((name, tag)) = name.split_once(':').or(Some((name, "1"))) else { return false };
+    let level = |tag: &str| tag == "1" || tag.strip_prefix("1.").is_some_and(|minor| minor.parse::<u32>().is_ok());
+    name == "docker/dockerfile" && (tag == "latest" || level(tag)) || name == "dockerfile.v0"
+}
+
 /// Finds a directive in a comment above an instruction, where only `check` has a meaning.
 pub(crate) fn check_in_comment(comment: &str) -> Option<&str> {
     let (name, value) = split(comment)?;
@@ -137,6 +145,20 @@ mod tests {
             assert_eq!(detect_syntax(text.as_bytes()), None, "{text}");
         }
         assert_eq!(detect_syntax(b"# syntax=a b=c\n").unwrap().command_line, "a b=c");
+    }
+
+    #[test]
+    fn the_official_frontend_is_built_in() {
+        for (source, builtin) in [
+            ("docker/dockerfile:1", true),
+            ("docker.io/docker/dockerfile:1.7", true),
+            ("docker/dockerfile", true),
+            ("docker/dockerfile:1-labs", false),
+            ("docker/dockerfile:1@sha256:00", false),
+            ("me/frontend:1", false),
+        ] {
+            assert_eq!(is_builtin(source), builtin, "{source}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //!
 //! Invariant: no I/O, no async, and no panic, whatever the input.
 
+pub mod advice;
 pub mod ast;
 pub mod attrs;
 pub mod context;

@@ -57,6 +57,7 @@ pub(crate) fn add_global(
 ) -> Outcome<(EnvList, Vec<ArgInfo>)> {
     let lexer = WordLexer::new(file.escape);
     let mut infos: Vec<ArgInfo> = Vec::new();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for (instruction, arg) in definitions(&file.global_args) {
         let mut made_of = BTreeSet::new();
         let value = match (build_args.get(&arg.name), &arg.default) {
@@ -71,14 +72,25 @@ pub(crate) fn add_global(
         if let Some(value) = &value {
             args.set(arg.name.clone(), value.clone());
         }
-        infos.retain(|info| info.name != arg.name);
-        infos.push(ArgInfo {
+        let mut info = ArgInfo {
             name: arg.name.clone(),
             description: arg.description.clone(),
             value,
             lines: instruction.lines,
             made_of,
-        });
+        };
+        match places.get(&arg.name) {
+            Some(&at) => {
+                // What an earlier definition was made of may still be in the later one.
+                let earlier: &ArgInfo = &infos[at];
+                info.made_of.extend(earlier.made_of.iter().cloned());
+                infos[at] = info;
+            }
+            None => {
+                places.insert(arg.name.clone(), infos.len());
+                infos.push(info);
+            }
+        }
     }
     Ok((args, infos))
 }

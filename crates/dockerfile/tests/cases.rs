@@ -100,6 +100,7 @@ fn set(options: &mut BuildOptions, key: &str, value: &str) {
         "cache-namespace" => options.cache_namespace = value.into(),
         "no-merge" => options.merge_op = false,
         "all-stages" => options.all_stages = true,
+        "allow-devices" => options.allow_devices = true,
         "session" => options.session = value.into(),
         "git-context" => {
             options.main_context = kiln_dockerfile::MainContext::detect(value).unwrap().unwrap();

@@ -1,5 +1,6 @@
 //! Mutated Dockerfiles from fixed seeds: whatever comes in, the compiler answers and does not panic.
 
+use kiln_dockerfile::advice::{self, ContextView};
 use kiln_dockerfile::{BuildOptions, MainContext, Resolved, ResolvedImage, Wanted, lower, parse, plan, render};
 
 const SEED: &str = "# syntax=x\n# escape=\\\n# check=experimental=all\nARG B=debian:12 C=${B%:*}\n# a first\nFROM --platform=$BUILDPLATFORM ${B:-x} AS a\n\
@@ -7,6 +8,7 @@ ARG V=1\nENV A=${V:+x} \"K\"='v' P=${A//b/c}\nRUN --mount=type=cache,target=/c,s
 RUN <<-EOF cat\n\tx $A\n\tEOF\nCOPY --from=b --chown=1:2 --chmod=u+x --parents x/./y* ./z/\nCOPY <<\"Q\" /q\nq\nQ\n\
 ADD --checksum=sha256:00 https://h.test/a.git?tag=1#x /y\nHEALTHCHECK --interval=1m5s --retries=2 CMD [\"a\"]\n\
 FROM a AS b\nONBUILD RUN x <<E\ny\nE\nEXPOSE 80-90/tcp 1:2:3\nVOLUME [\"/a\"] \nSTOPSIGNAL RTMIN+3\nUSER u\nWORKDIR ../w\n\
+RUN apt-get update && apt-get install -y gcc \\\n && rm -rf /var/lib/apt/lists/*\nCOPY . .\nRUN npm ci && npm run build\nADD x y\nARG TOKEN\n\
 SHELL [\"s\"]\nLABEL l m\nCMD x\nENTRYPOINT [\"e\"]\nMAINTAINER m\nCOPY --link --exclude=*.x a b c/\n";
 
 const TOKENS: [&str; 40] = [
@@ -94,6 +96,12 @@ fn compile(data: &[u8]) -> bool {
             return false;
         }
     };
+    let context = ContextView { known: data.len() % 2 == 1, ..ContextView::default() };
+    for piece in advice::advise(&file, &context) {
+        let drawn = advice::diff(&file.source, &context, &piece.edits);
+        assert!(piece.edits.is_empty() || !piece.ready || !drawn.is_empty(), "{piece:?}");
+    }
+    let _ = advice::propose(&file.source, &context);
     let options = BuildOptions {
         main_context: MainContext::default(),
         ignore_patterns: vec!["*.log".into()],
@@ -150,4 +158,19 @@ fn noise_never_panics() {
         compile(&data);
         compile(&data[random.next(data.len())..]);
     }
+}
+
+#[test]
+fn large_files_end() {
+    let lines = "RUN true\n".repeat(100_000);
+    assert!(compile(format!("FROM scratch AS x\n{lines}").as_bytes()));
+    let stages: String = (0..10_000).map(|i| format!("FROM scratch AS s{i}\nCOPY a /\n")).collect();
+    assert!(compile(stages.as_bytes()));
+    let chain: String = (1..10_000).map(|i| format!("FROM s{} AS s{i}\n", i - 1)).collect();
+    assert!(compile(format!("FROM scratch AS s0\n{chain}").as_bytes()));
+    assert!(compile(format!("FROM scratch\nRUN {}\n", "x".repeat(65_000)).as_bytes()));
+    assert!(!compile(format!("FROM scratch\nRUN {}\n", "x".repeat(66_000)).as_bytes()));
+    assert!(compile(b"ARG A=${A}${A}\nARG B=${B:-$A}\nFROM ${A:-scratch}\nARG C=$C$C\nENV C=$C$C\n"));
+    assert!(!compile(b"FROM a AS b\nCOPY --from=c / /\nFROM b AS c\nCOPY --from=b / /\n"));
+    assert!(!compile("COPI a\n".repeat(20_000).as_bytes()));
 }

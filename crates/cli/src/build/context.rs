@@ -46,9 +46,8 @@ pub fn resolve(options: &BuildOptions, env: &Env, stdin: impl Read + Send + 'sta
             return Err(CliError::user("invalid argument: can't use stdin for both build context and dockerfile"));
         }
         ("-", _) => from_stdin(&mut inputs, file, stdin)?,
-        (path, _) if is_remote(path) => {
-            return Err(CliError::user(format!("unable to prepare context: \"{path}\" is remote"))
-                .hint("download it, and build from the directory"));
+        (path, _) if is_remote(path) && !env.cwd().join(path).is_dir() => {
+            from_remote(&mut inputs, path, file, env, stdin)?
         }
         (path, _) => from_directory(&mut inputs, path, file, env, stdin)?,
     }
@@ -59,7 +58,40 @@ pub fn resolve(options: &BuildOptions, env: &Env, stdin: impl Read + Send + 'sta
 }
 
 fn is_remote(path: &str) -> bool {
-    ["http://", "https://", "git://", "ssh://", "git@", "github.com/"].iter().any(|p| path.starts_with(p))
+    ["http://", "https://"].iter().any(|p| path.starts_with(p)) || is_git(path)
+}
+
+fn is_git(path: &str) -> bool {
+    kiln_dockerfile::git_ref::parse(path).map_or(true, |found| found.is_some())
+}
+
+/// Leaves a git repository or a download to the engine. `--file` names a file of it, unless it is `-` or there is a file
+/// of that name here and the context is an archive.
+fn from_remote(
+    inputs: &mut Inputs,
+    address: &str,
+    file: Option<&str>,
+    env: &Env,
+    stdin: impl Read,
+) -> Result<(), CliError> {
+    // What is wrong with an address is known before an engine is asked.
+    kiln_dockerfile::MainContext::detect(address)
+        .map_err(|e| CliError::user(format!("unable to prepare context: {e}")))?;
+    inputs.attrs.insert("context".to_owned(), address.to_owned());
+    match file {
+        Some("-") => return dockerfile_of(inputs, stdin),
+        Some(file) if !is_git(address) && env.cwd().join(file).is_file() => {
+            let text = fs::File::open(env.cwd().join(file))
+                .map_err(|e| CliError::user(format!("failed to read dockerfile: open {file}: {}", io_text(&e))))?;
+            dockerfile_of(inputs, text)?;
+            file.clone_into(&mut inputs.dockerfile);
+        }
+        _ => {
+            file.unwrap_or("Dockerfile").clone_into(&mut inputs.dockerfile);
+            inputs.attrs.insert("filename".to_owned(), inputs.dockerfile.clone());
+        }
+    }
+    Ok(())
 }
 
 /// Reads enough of standard input to tell an archive from a Dockerfile.
@@ -242,7 +274,8 @@ fn shared_key(path: &Path, env: &Env) -> String {
 fn named(inputs: &mut Inputs, name: &str, place: &str, env: &Env) -> Result<(), CliError> {
     let key = format!("context:{name}");
     inputs.attrs.insert("frontend.caps".to_owned(), "moby.buildkit.frontend.contexts+forward".to_owned());
-    if place.starts_with("docker-image://") || is_remote(place) {
+    let local = env.cwd().join(place);
+    if place.starts_with("docker-image://") || is_remote(place) && !local.is_dir() {
         inputs.attrs.insert(key, place.to_owned());
         return Ok(());
     }
@@ -257,7 +290,7 @@ fn named(inputs: &mut Inputs, name: &str, place: &str, env: &Env) -> Result<(), 
         inputs.layouts.insert(store, dir);
         return Ok(());
     }
-    let path = env.cwd().join(place);
+    let path = local;
     let meta = fs::metadata(&path).map_err(|e| {
         CliError::user(format!("failed to get build context {name}: stat {place}: {}", io_text(&e)))
             .hint("a context is a directory, docker-image://REF, or oci-layout://DIR[:TAG]")

@@ -6,9 +6,9 @@ use crate::env::parse_bool;
 
 /// Arguments of `kiln build`.
 #[derive(Clone, Debug, Default, Args)]
-#[command(override_usage = "kiln build [OPTIONS] PATH | -", args_override_self = true)]
+#[command(override_usage = "kiln build [OPTIONS] PATH | URL | -", args_override_self = true)]
 pub struct BuildFlags {
-    /// Build context: a directory, or `-` for a Dockerfile or an archive on standard input
+    /// Build context: a directory, a git or http(s) URL, or `-` for a Dockerfile or an archive on standard input
     #[arg(value_name = "PATH")]
     pub context: Vec<String>,
 
@@ -30,12 +30,18 @@ pub struct BuildFlags {
     /// Add a build context (name=path, name=docker-image://ref, name=oci-layout://path[:tag][@digest])
     #[arg(long, value_name = "NAME=VALUE", allow_hyphen_values = true)]
     pub build_context: Vec<String>,
+    /// Answer a question instead of building: check, outline, targets (…,format=json, …,ignorestatus=true)
+    #[arg(long, value_name = "METHOD", alias = "print", allow_hyphen_values = true)]
+    pub call: Option<String>,
     /// Read cache from elsewhere (a reference, or type=local,src=DIR)
     #[arg(long, value_name = "CACHE", allow_hyphen_values = true)]
     pub cache_from: Vec<String>,
     /// Write cache elsewhere (a reference, or type=local,dest=DIR)
     #[arg(long, value_name = "CACHE", allow_hyphen_values = true)]
     pub cache_to: Vec<String>,
+    /// Look for what is wrong with the Dockerfile instead of building: --call=check
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
+    pub check: Option<bool>,
     /// Name of the Dockerfile (default PATH/Dockerfile); `-` for standard input
     #[arg(long, short = 'f', value_name = "FILE", allow_hyphen_values = true)]
     pub file: Option<String>,

@@ -1,9 +1,11 @@
 //! `kiln build` from flags to a request, and from the answer to files.
 
 pub mod annotation;
+pub mod answer;
 pub mod archive;
 pub mod ca;
 pub mod cache;
+pub mod call;
 pub mod context;
 pub mod csv;
 pub mod flags;
@@ -14,6 +16,7 @@ pub mod local_cache;
 pub mod options;
 pub mod output;
 pub mod proxy;
+pub mod question;
 pub mod request;
 pub mod result;
 pub mod secret;

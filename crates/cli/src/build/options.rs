@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use kiln_oci::{Platform, Reference};
 
 use super::cache::{self, CacheEntry};
+use super::call::Call;
 use super::flags::BuildFlags;
 use super::limits::{extra_hosts, ulimits};
 use super::output::{self, Output, Wishes};
@@ -21,6 +22,8 @@ use crate::units::parse_size;
 pub struct BuildOptions {
     /// The context argument.
     pub context: String,
+    /// What is asked in place of a build.
+    pub call: Option<Call>,
     /// Value of `--file`.
     pub file: Option<String>,
     /// Image names, in their familiar form with a tag.
@@ -78,6 +81,8 @@ impl BuildOptions {
     pub fn new(flags: BuildFlags, env: &Env, progress: &ProgressEnv) -> Result<BuildOptions, CliError> {
         let mode = Mode::choose(flags.progress.as_deref(), flags.quiet.unwrap_or(false), progress)?;
         let context = context_argument(&flags.context)?;
+        let check = flags.check.unwrap_or(false).then_some("check");
+        let call = Call::parse(check.or(flags.call.as_deref()).unwrap_or_default())?;
         let mut build_args = pairs(&flags.build_arg, |name| env.var(name).map(str::to_owned))?;
         if let Some(epoch) = env.var("SOURCE_DATE_EPOCH").filter(|v| !v.is_empty()) {
             build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
@@ -98,6 +103,7 @@ impl BuildOptions {
         };
         Ok(BuildOptions {
             context,
+            call,
             file: flags.file.filter(|f| !f.is_empty()),
             tags: tags(&flags.tag)?,
             target: flags.target.filter(|t| !t.is_empty()),
@@ -131,7 +137,7 @@ fn context_argument(values: &[String]) -> Result<String, CliError> {
     match values {
         [one] if !one.is_empty() => Ok(one.clone()),
         [] | [_] => Err(CliError::user("please specify build context (e.g. \".\" for the current directory)")
-            .hint("kiln build [OPTIONS] PATH | -")),
+            .hint("kiln build [OPTIONS] PATH | URL | -")),
         many => Err(CliError::user(format!("\"kiln build\" requires 1 argument, but {} were given", many.len()))
             .hint(format!("the build context is one of {}; quote values that hold spaces", many.join(", ")))),
     }

@@ -101,6 +101,11 @@ pub fn build(
     if options.network.as_deref() == Some("host") && !entitlements.iter().any(|e| e == "network.host") {
         entitlements.push("network.host".to_owned());
     }
+    if let Some(call) = &options.call {
+        attrs.insert("requestid".to_owned(), call.request());
+        let caps = attrs.get("frontend.caps").map(|caps| format!("{caps},")).unwrap_or_default();
+        attrs.insert("frontend.caps".to_owned(), format!("{caps}moby.buildkit.frontend.subrequests+forward"));
+    }
     let exporters = options.outputs.iter().map(|o| exporter(o, options)).collect::<Result<_, _>>()?;
     Ok(BuildRequest { frontend, attrs, exporters, imports, exports, entitlements })
 }

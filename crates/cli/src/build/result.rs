@@ -25,12 +25,17 @@ pub fn image_id(response: &Response) -> Option<&str> {
 
 /// Returns the JSON of the metadata file. Values that are base64 of a JSON object or a list of objects are shown as such.
 pub fn metadata(response: &Response, reference: &str, warnings: Option<&[WarningProgress]>) -> Value {
-    let mut out: Map<String, Value> = response.iter().map(|(k, v)| (k.clone(), decoded(k, v))).collect();
+    let mut out = values(response);
     out.insert("buildx.build.ref".to_owned(), format!("default/default/{reference}").into());
     if let Some(warnings) = warnings.filter(|w| !w.is_empty()) {
         out.insert("buildx.build.warnings".to_owned(), serde_json::to_value(warnings).unwrap_or_default());
     }
     Value::Object(out)
+}
+
+/// Returns the values of an answer as JSON.
+pub fn values(response: &Response) -> Map<String, Value> {
+    response.iter().map(|(k, v)| (k.clone(), decoded(k, v))).collect()
 }
 
 fn decoded(key: &str, value: &str) -> Value {

@@ -18,7 +18,7 @@ use crate::launch::Engine;
 use crate::progress::Feed;
 
 /// How long the status stream may go on without news after the solve has ended.
-const STATUS_END: Duration = Duration::from_secs(5);
+pub(super) const STATUS_END: Duration = Duration::from_secs(5);
 /// How long a cancelled build may take to tell of its end.
 const CANCEL_END: Duration = Duration::from_secs(2);
 
@@ -76,14 +76,14 @@ impl Solve<'_> {
 }
 
 /// Waits for the end of the status stream; a stream that says nothing more is given up.
-async fn end_of(mut watcher: JoinHandle<()>, patience: Duration) {
+pub(super) async fn end_of(mut watcher: JoinHandle<()>, patience: Duration) {
     if timeout(patience, &mut watcher).await.is_err() {
         watcher.abort();
     }
 }
 
 /// Passes the status stream on to the display.
-fn watch(engine: &Engine, reference: &str, feed: Feed) -> JoinHandle<()> {
+pub(super) fn watch(engine: &Engine, reference: &str, feed: Feed) -> JoinHandle<()> {
     let mut control = engine.control();
     let request = control::StatusRequest { r#ref: reference.to_owned() };
     tokio::spawn(async move {

@@ -11,13 +11,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::Global;
+use crate::build::answer;
+use crate::build::call::Call;
 use crate::build::context::{self, Inputs};
 use crate::build::flags::BuildFlags;
 use crate::build::load;
 use crate::build::local_cache::{self, Caches};
 use crate::build::options::BuildOptions;
+use crate::build::question;
 use crate::build::request;
 use crate::build::result::{self, Response};
+use crate::client::ask::Ask;
 use crate::client::offer::Offer;
 use crate::client::solve::{Solve, Solved};
 use crate::env::Env;
@@ -32,13 +36,68 @@ const DISPLAY_END: Duration = Duration::from_secs(5);
 const SAME_SIGNAL: Duration = Duration::from_millis(250);
 
 /// Builds.
-pub fn run(flags: BuildFlags, global: &Global, env: Env) -> Result<(), CliError> {
+pub fn run(flags: BuildFlags, global: &Global, env: Env) -> Result<u8, CliError> {
     let progress = ProgressEnv::read(|name| env.var(name).map(str::to_owned), std::io::stderr().is_terminal());
     let options = BuildOptions::new(flags, &env, &progress)?;
     let inputs = context::resolve(&options, &env, std::io::stdin())?;
+    if let Some(call) = options.call.clone() {
+        return ask(&call, options, inputs, progress, global, &env);
+    }
     let caches = local_cache::resolve(&options.cache_from, &options.cache_to, &env)?;
     forget_image_id(&options)?;
-    super::block_on(build(options, inputs, caches, progress, global, env))
+    super::block_on(build(options, inputs, caches, progress, global, env)).map(|()| 0)
+}
+
+/// Answers a question about the Dockerfile: here where that is possible, else by the engine.
+fn ask(
+    call: &Call,
+    options: BuildOptions,
+    inputs: Inputs,
+    progress: ProgressEnv,
+    global: &Global,
+    env: &Env,
+) -> Result<u8, CliError> {
+    let (dockerfile, file) = (inputs.dockerfile.clone(), options.metadata_file.clone());
+    let here = if global.addr.is_empty() { question::locally(call, &options, &inputs)? } else { None };
+    let answer = match here {
+        Some(answer) => answer,
+        None => super::block_on(ask_engine(options, inputs, progress, global, env))?,
+    };
+    let shown = answer::show(call, &answer, &dockerfile)?;
+    if let Some(path) = file {
+        let text = |(k, v): (&String, &Vec<u8>)| (k.clone(), String::from_utf8_lossy(v).into_owned());
+        let response: Response = answer.iter().map(text).collect();
+        result::write_metadata(&path, &result::values(&response).into())?;
+    }
+    crate::print(&shown.text)?;
+    match shown.error {
+        Some(error) => Err(error),
+        None => Ok(shown.code),
+    }
+}
+
+async fn ask_engine(
+    options: BuildOptions,
+    mut inputs: Inputs,
+    progress: ProgressEnv,
+    global: &Global,
+    env: &Env,
+) -> Result<answer::Answer, CliError> {
+    let cancel = cancel_on_signals()?;
+    let engine = tokio::select! {
+        engine = connect(global, env) => engine?,
+        () = cancel.cancelled() => return Err(CliError::canceled()),
+    };
+    let options = BuildOptions { outputs: Vec::new(), ..options };
+    let caches = Caches::default();
+    let offer = Offer::new(&options, &mut inputs, &caches, env)?;
+    let request = request::build(&options, &inputs, offer.upload_url().as_deref(), Vec::new(), Vec::new())?;
+    let (feed, outcome) = display::start(options.mode, &progress, "");
+    let ask = Ask { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone() };
+    let answer = ask.run(&cancel).await;
+    // A display that does not end holds nothing back.
+    let _ = tokio::time::timeout(DISPLAY_END, outcome).await;
+    answer
 }
 
 /// Removes an image id of an earlier build, so that it is not taken for this one's.

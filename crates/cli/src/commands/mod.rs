@@ -5,6 +5,7 @@ pub mod buildkitd;
 mod cache;
 mod daemon;
 mod du;
+mod lint;
 mod prune;
 mod record;
 mod run;
@@ -21,7 +22,8 @@ pub fn run(cli: Cli, env: Env) -> Result<u8, CliError> {
     let global = cli.global;
     match cli.command {
         Command::Run(flags) => return run::run(*flags, &global, env),
-        Command::Build(flags) => build::run(*flags, &global, env),
+        Command::Build(flags) => return build::run(*flags, &global, env),
+        Command::Lint(flags) => return lint::run(flags, &env),
         Command::Daemon(DaemonCommand::Run(flags)) => daemon::run(flags, &global, &env),
         Command::Daemon(DaemonCommand::Status) => block_on(daemon::status(&global, &env)),
         Command::Daemon(DaemonCommand::Stop(flags)) => block_on(daemon::stop(flags, &global, &env)),

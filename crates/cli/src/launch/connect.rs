@@ -10,6 +10,7 @@ use std::time::Duration;
 use kiln_session::connect::{Address, connect as dial, over};
 use kiln_session::proto::control::InfoRequest;
 use kiln_session::proto::control::control_client::ControlClient;
+use kiln_session::proto::gateway::llb_bridge_client::LlbBridgeClient;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -69,6 +70,13 @@ impl Engine {
     /// Returns a client of the control service.
     pub fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone())
+            .max_decoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
+            .max_encoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
+    }
+
+    /// Returns a client of the bridge, by which a build is driven from here.
+    pub fn bridge(&self) -> LlbBridgeClient<Channel> {
+        LlbBridgeClient::new(self.channel.clone())
             .max_decoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
             .max_encoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
     }

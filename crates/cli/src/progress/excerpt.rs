@@ -30,9 +30,24 @@ pub fn render(source: &pb::SourceInfo, ranges: &[pb::Range]) -> Option<String> {
         let mark = if hit { ">>>" } else { "   " };
         let line = line.strip_suffix('\r').unwrap_or(line);
         out.push_str(&format!(" {number:3} | {mark} {line}\n"));
+        let here = |r: &&pb::Range| first_of(r) == i32::try_from(number).unwrap_or(i32::MAX);
+        if let Some(carets) = ranges.iter().find(here).and_then(|r| carets(r, line)) {
+            out.push_str(&format!("     |     {carets}\n"));
+        }
     }
     out.push_str("--------------------\n");
     Some(out)
+}
+
+/// Returns what is drawn below a line whose range says which part of it is meant. Columns count from one.
+fn carets(range: &pb::Range, line: &str) -> Option<String> {
+    let (start, end) = (range.start.as_ref()?, range.end.as_ref()?);
+    let from = usize::try_from(start.character).ok()?.checked_sub(1)?;
+    let to = if end.line == start.line { usize::try_from(end.character).ok()?.saturating_sub(1) } else { 0 };
+    let count = line.chars().count();
+    let before: String = line.chars().take(from).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+    let width = to.min(count).saturating_sub(from).max(1);
+    (from < count).then(|| format!("{before}{}", "^".repeat(width)))
 }
 
 /// Widens a range of lines: by two lines each way when it is one line, else by one; what one end lacks goes to the other.
@@ -72,6 +87,17 @@ mod tests {
         let got = render(&file("FROM a\nARG x\nRUN false\nCMD z\n"), &[lines(3, 3)]);
         let want = "Dockerfile:3\n--------------------\n   1 |     FROM a\n   2 |     ARG x\n   3 | >>> RUN false\n   4 |     CMD z\n   5 |     \n--------------------\n";
         assert_eq!(got.as_deref(), Some(want));
+    }
+
+    #[test]
+    fn the_word_that_is_meant() {
+        let position = |line, character| Some(pb::Position { line, character });
+        let range = pb::Range { start: position(2, 2), end: position(2, 5) };
+        let got = render(&file("FROM a\n\tRUM x"), &[range]).unwrap_or_default();
+        let want = "Dockerfile:2\n--------------------\n   1 |     FROM a\n   2 | >>> \tRUM x\n     |     \t^^^\n--------------------\n";
+        assert_eq!(got, want);
+        let beyond = pb::Range { start: position(1, 99), end: position(1, 100) };
+        assert!(!render(&file("FROM a"), &[beyond]).unwrap_or_default().contains('^'));
     }
 
     #[test]

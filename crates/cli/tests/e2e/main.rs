@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cache;
+mod checks;
 mod clients;
 mod copy;
 mod daemon_face;

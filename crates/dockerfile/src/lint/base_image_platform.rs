@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Base image platform does not match expected target platform",
     page: "",
     experimental: false,
+    why: "The image behind FROM was made for another processor or system than the one that is built for. Its programs then run emulated, or not at all, and the image's own description is wrong. It happens when an image exists for one platform only, or when a tag or digest names the image of one platform.",
+    bad: "FROM --platform=linux/arm64 example/amd64-only AS tools-arm64\nRUN true\n",
+    good: "FROM --platform=linux/amd64 example/amd64-only AS tools-amd64\nRUN true\n",
 };
 
 use kiln_oci::Platform;

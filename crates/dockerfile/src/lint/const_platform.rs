@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "FROM --platform flag should not use a constant value",
     page: "from-platform-flag-const-disallowed",
     experimental: false,
+    why: "A platform that is written out holds whatever the build asks for, so that a build for several platforms gives the same image several times. Use the automatic arguments, or choose the platform with `--platform` when building. A stage whose name contains the system or the processor says that it is meant for it, and is left alone.",
+    bad: "FROM --platform=linux/amd64 scratch AS base\nCOPY app /\n",
+    good: "FROM --platform=$BUILDPLATFORM scratch AS base\nCOPY app /\n",
 };
 
 use crate::lex::Expansion;

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Attempting to Copy file that is excluded by .dockerignore",
     page: "copy-ignored-file",
     experimental: false,
+    why: "The ignore file keeps the path out of the build context, so the instruction finds nothing and the build fails, or silently copies less than the line says. Take the path out of the ignore file, or do not copy it. Files with exceptions (`!`) are not judged.",
+    bad: "FROM scratch\nCOPY notes.tmp /\n",
+    good: "FROM scratch\nCOPY notes.txt /\n",
 };
 
 use kiln_stdx::pattern::{PatternMatcher, clean};

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment.",
     page: "invalid-definition-description",
     experimental: true,
+    why: "A comment right above a stage or an argument is shown as its description by `--call=outline` and `--call=targets`, provided it begins with the name. A comment that does not is shown nowhere; an empty line keeps other remarks apart. This check is experimental: it runs when `experimental=InvalidDefinitionDescription` asks for it.",
+    bad: "# check=experimental=all\nFROM scratch AS base\n# which release is packed\nARG VERSION=1\n",
+    good: "# check=experimental=all\nFROM scratch AS base\n# VERSION which release is packed\nARG VERSION=1\n",
 };
 
 use crate::ast::{Instruction, Kind, Stage};

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Stage names should be unique",
     page: "duplicate-stage-name",
     experimental: false,
+    why: "A stage name that is given twice means the later stage for everything below it and the earlier one for everything between. Readers will take one for the other, and `--target` reaches only the last.",
+    bad: "FROM scratch AS app\nCOPY a /\nFROM scratch AS app\nCOPY b /\n",
+    good: "FROM scratch AS first\nCOPY a /\nFROM scratch AS second\nCOPY b /\n",
 };
 
 pub(super) fn check(file: &crate::ast::Dockerfile, linter: &mut super::Linter) {

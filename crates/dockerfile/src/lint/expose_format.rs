@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release",
     page: "expose-invalid-format",
     experimental: false,
+    why: "EXPOSE tells which ports the process in the container listens on. Addresses and host ports are chosen when a container is started, with `docker run -p`; in EXPOSE they are dropped.",
+    bad: "FROM scratch\nEXPOSE 127.0.0.1:80:8080\n",
+    good: "FROM scratch\nEXPOSE 8080\n",
 };
 
 pub(crate) fn check(instruction: &crate::ast::Instruction, port: &str, mapped: bool, linter: &mut super::Linter) {

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Protocol in EXPOSE instruction should be lowercase",
     page: "expose-proto-casing",
     experimental: false,
+    why: "Protocols are written `tcp`, `udp` and `sctp` everywhere else; tools that compare the text of the image's config do not find `TCP`.",
+    bad: "FROM scratch\nEXPOSE 53/UDP\n",
+    good: "FROM scratch\nEXPOSE 53/udp\n",
 };
 
 pub(crate) fn check(instruction: &crate::ast::Instruction, port: &str, protocol: &str, linter: &mut super::Linter) {

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "The 'as' keyword should match the case of the 'from' keyword",
     page: "from-as-casing",
     experimental: false,
+    why: "`FROM … as` mixes two ways of writing in one instruction. Keywords stand out, and are found by search, when they are written alike.",
+    bad: "FROM scratch as app\n",
+    good: "FROM scratch AS app\n",
 };
 
 pub(super) fn check(stage: &crate::ast::Stage, linter: &mut super::Linter) {

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "All commands within the Dockerfile should use the same casing (either upper or lower)",
     page: "consistent-instruction-casing",
     experimental: false,
+    why: "Instructions stand out from their arguments when all are written alike. Upper case is what most files use; the way that most instructions of the file are written is taken as the wish.",
+    bad: "FROM scratch\ncopy a /\nCMD [\"/a\"]\n",
+    good: "FROM scratch\nCOPY a /\nCMD [\"/a\"]\n",
 };
 
 pub(super) fn check(file: &crate::ast::Dockerfile, linter: &mut super::Linter) {

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Default value for global ARG results in an empty or invalid base image name",
     page: "invalid-default-arg-in-from",
     experimental: false,
+    why: "Whoever builds without giving the argument gets an error that speaks of a bad image name. A default makes the file build as it is, and shows what kind of value is expected.",
+    bad: "ARG TAG\nFROM busybox:${TAG}\n",
+    good: "ARG TAG=latest\nFROM busybox:${TAG}\n",
 };
 
 use crate::lex::{Vars, WordLexer};

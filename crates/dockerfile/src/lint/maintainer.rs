@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "The MAINTAINER instruction is deprecated, use a label instead to define an image author",
     page: "maintainer-deprecated",
     experimental: false,
+    why: "The author field of images is read by hardly any tool. The label `org.opencontainers.image.authors` says the same, and registries and scanners know it.",
+    bad: "FROM scratch\nMAINTAINER me@example.com\n",
+    good: "FROM scratch\nLABEL org.opencontainers.image.authors=\"me@example.com\"\n",
 };
 
 pub(super) fn check(instruction: &crate::ast::Instruction, linter: &mut super::Linter) {

@@ -41,6 +41,12 @@ pub struct Rule {
     pub page: &'static str,
     /// Only run when asked for by name or with `all`.
     pub experimental: bool,
+    /// What is bad about what it finds, for its page.
+    pub why: &'static str,
+    /// A Dockerfile with one finding.
+    pub bad: &'static str,
+    /// The same Dockerfile without it.
+    pub good: &'static str,
 }
 
 /// All rules, in the order of their introduction.
@@ -70,6 +76,21 @@ pub const RULES: [&Rule; 22] = [
 ];
 
 impl Rule {
+    /// Returns the file name of kiln's own page of the rule, without folder and extension.
+    pub fn file_stem(&self) -> String {
+        if !self.page.is_empty() {
+            return self.page.to_owned();
+        }
+        let mut out = String::new();
+        for c in self.name.chars() {
+            if c.is_ascii_uppercase() && !out.is_empty() {
+                out.push('-');
+            }
+            out.push(c.to_ascii_lowercase());
+        }
+        out
+    }
+
     /// Returns the address of the rule's documentation, empty when it has none.
     pub fn url(&self) -> String {
         match self.page {

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Multiple instructions of the same type should not be used in the same stage",
     page: "multiple-instructions-disallowed",
     experimental: false,
+    why: "Of several CMD, ENTRYPOINT or HEALTHCHECK instructions of a stage only the last has an effect; the finding is at one that has none.",
+    bad: "FROM scratch\nCMD [\"/old\"]\nCMD [\"/new\"]\n",
+    good: "FROM scratch\nCMD [\"/new\"]\n",
 };
 
 pub(crate) fn check(

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior",
     page: "redundant-target-platform",
     experimental: false,
+    why: "FROM takes the platform that is built for unless told otherwise. The flag adds nothing, and makes readers look for a reason.",
+    bad: "FROM --platform=$TARGETPLATFORM scratch\n",
+    good: "FROM scratch\n",
 };
 
 use crate::lex::{Expansion, Vars};

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Reserved words should not be used as stage names",
     page: "reserved-stage-name",
     experimental: false,
+    why: "`scratch` is the empty image and `context` the build context. A stage of that name cannot be told from them where it is used.",
+    bad: "FROM scratch AS context\nCOPY a /\n",
+    good: "FROM scratch AS sources\nCOPY a /\n",
 };
 
 pub(super) fn check(file: &crate::ast::Dockerfile, linter: &mut super::Linter) {

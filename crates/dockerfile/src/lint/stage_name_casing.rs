@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Stage names should be lowercase",
     page: "stage-name-casing",
     experimental: false,
+    why: "Stage names are compared without regard to case and told in lower case. Writing them so avoids two spellings of one stage.",
+    bad: "FROM scratch AS BuildBase\n",
+    good: "FROM scratch AS build-base\n",
 };
 
 pub(super) fn check(stage: &crate::ast::Stage, linter: &mut super::Linter) {

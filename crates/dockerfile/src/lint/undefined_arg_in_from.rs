@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "FROM command must use declared ARGs",
     page: "undefined-arg-in-from",
     experimental: false,
+    why: "FROM sees the arguments declared before the first FROM, and the platform arguments. Any other variable is empty there, most often because it is misspelt or declared inside a stage.",
+    bad: "ARG DISTRO=scratch\nFROM ${DISTR:-scratch}\n",
+    good: "ARG DISTRO=scratch\nFROM ${DISTRO:-scratch}\n",
 };
 
 use std::collections::BTreeSet;

@@ -8,6 +8,9 @@ pub const RULE: Rule = Rule {
     description: "Variables should be defined before their use",
     page: "undefined-var",
     experimental: false,
+    why: "A variable that no ARG or ENV above it sets, and that the base image does not set, is replaced by nothing. Most often it is misspelt, or a global ARG that the stage does not take up.",
+    bad: "FROM scratch\nARG DESTINATION=/srv\nCOPY app $DESTINATON/\n",
+    good: "FROM scratch\nARG DESTINATION=/srv\nCOPY app $DESTINATION/\n",
 };
 
 pub(crate) fn check(instruction: &crate::ast::Instruction, name: &str, known: &[String], linter: &mut super::Linter) {

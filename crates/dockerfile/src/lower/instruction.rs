@@ -100,7 +100,7 @@ impl Lowering<'_> {
         instruction: &Instruction,
         text: &str,
     ) -> Outcome<Expansion> {
-        let expansion = lexer.expand(text, &stage.env).map_err(Fault::new)?;
+        let expansion = lexer.expand(text, &stage.env).map_err(|e| Fault::new(e).word(text))?;
         self.report_undefined(stage, instruction, &expansion);
         Ok(expansion)
     }

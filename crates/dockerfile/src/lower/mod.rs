@@ -28,6 +28,9 @@ use crate::stage::NodeId;
 pub(crate) use copy::url_file_name;
 use stage::Stage;
 
+/// Errors after which the rest is not looked at.
+const FAULTS: usize = 20;
+
 /// A compiled build of one platform.
 #[derive(Debug, Clone)]
 pub struct Lowered {
@@ -81,8 +84,13 @@ pub fn lower(
         return Err(Diagnostic::error("the plan is not complete: bases are missing").into());
     }
     let mut lowering = Lowering::new(file, plan, options, resolved)?;
-    if let Err(fault) = lowering.run() {
-        return Err(DockerfileError::from(fault).after(&lowering.linter.warnings));
+    let stopped = lowering.run().err();
+    let mut faults = std::mem::take(&mut lowering.faults);
+    // What stops the work after errors is most often one of them again.
+    faults.extend(stopped.filter(|_| faults.is_empty()));
+    if !faults.is_empty() {
+        let diagnostics = faults.into_iter().map(Diagnostic::from).collect();
+        return Err(DockerfileError { diagnostics, warnings: lowering.linter.warnings.clone() });
     }
     let warnings = lowering.linter.warnings.clone();
     lowering.finish().map_err(|fault| DockerfileError::from(fault).after(&warnings))
@@ -110,6 +118,8 @@ pub(crate) struct Lowering<'a> {
     linter: Linter,
     ignored: PatternMatcher,
     outline: Outline,
+    /// What is wrong with single instructions; the work goes on, so that all of it is told at once.
+    faults: Vec<Fault>,
     /// Global arguments that stages take up.
     used_args: BTreeSet<String>,
 }
@@ -153,6 +163,7 @@ impl<'a> Lowering<'a> {
             linter: plan.linter.clone(),
             ignored,
             outline: Outline::default(),
+            faults: Vec::new(),
             used_args: BTreeSet::new(),
         })
     }
@@ -173,6 +184,26 @@ impl<'a> Lowering<'a> {
         let root = self.root_of(plan.target);
         self.used[root].insert("/".into());
         Ok(())
+    }
+
+    /// Finds the word that is wrong in the lines of an instruction, where the error names it.
+    fn point(&self, fault: Fault, lines: crate::source::Lines) -> Fault {
+        let Some(word) = fault.word.clone().filter(|w| !w.is_empty() && fault.spans.is_empty()) else {
+            return fault.at(lines);
+        };
+        let text = String::from_utf8_lossy(&self.file.source.data);
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let first = lines.first.saturating_sub(1) as usize;
+        let count = (lines.last + 1).saturating_sub(lines.first) as usize;
+        let found = text.lines().enumerate().skip(first).take(count).find_map(|(i, line)| {
+            let at = line.find(&word)?;
+            let column = number(line[..at].chars().count() + 1);
+            Some(crate::source::Position { line: number(i + 1), column })
+        });
+        match found {
+            Some(start) => fault.at_word(start, word.chars().count()),
+            None => fault.at(lines),
+        }
     }
 
     fn place(&self, id: NodeId, fault: Fault) -> Fault {

@@ -147,7 +147,13 @@ impl Lowering<'_> {
         };
         self.start(&mut stage);
         for command in &node.commands {
-            self.command(&mut stage, command).map_err(|f| f.at(command.instruction.lines))?;
+            if let Err(fault) = self.command(&mut stage, command) {
+                let fault = self.point(fault, command.instruction.lines);
+                self.faults.push(fault);
+                if self.faults.len() >= super::FAULTS {
+                    return Err(Fault::new("too many errors"));
+                }
+            }
         }
         for (name, slot) in scope::NOT_ENV.into_iter().zip([&mut stage.scan_context, &mut stage.scan_stage]) {
             let declared = stage.build_args.iter().rev().find(|(k, v)| k == name && v.is_some());

@@ -38,6 +38,9 @@ pub const INSTRUCTIONS: [&str; 18] = [
     "WORKDIR",
 ];
 
+/// Errors after which the rest of a file is not read.
+const ERRORS: usize = 100;
+
 /// Parses a Dockerfile; `name` is what messages call it.
 ///
 /// # Errors
@@ -59,6 +62,9 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Dockerfile, DockerfileError> {
     for logical in &lexed.instructions {
         if let Err(fault) = add(&mut out, logical) {
             diagnostics.push(locate(fault, logical).into());
+            if diagnostics.len() >= ERRORS {
+                break;
+            }
         }
     }
     if diagnostics.is_empty() && out.stages.is_empty() {

@@ -19,6 +19,8 @@ use crate::source::lookup;
 
 /// How often a plan may ask for more: each base image may add instructions that name further ones.
 const ROUNDS: usize = 64;
+/// Bytes of source text that the places of one error may hold together.
+const PLACES: usize = 32 << 10;
 
 /// Builds the Dockerfile that a request's options name.
 ///
@@ -41,7 +43,8 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         let mut request = request.clone();
         request.attrs.insert("cmdline".to_owned(), line);
         request.attrs.insert("source".to_owned(), image.clone());
-        return Box::pin(super::gateway::run(bridge, &request, &image)).await;
+        let result = Box::pin(super::gateway::run(bridge, &request, &image)).await;
+        return result.map_err(|error| at_syntax(error, &request, &source));
     }
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
     let ignore = read_ignore_file(bridge, &files).await?;
@@ -59,6 +62,19 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     })?;
     let task = Task { bridge, request, files: &files, source: &source, file: &file, ignore };
     task.build(&platforms).await
+}
+
+/// Places an error that has no place at the line that asks for the frontend.
+fn at_syntax(mut error: EngineError, request: &FrontendRequest, source: &SourceFile) -> EngineError {
+    let by_argument = request.attrs.get("build-arg:BUILDKIT_SYNTAX").is_some_and(|v| !v.is_empty());
+    if let Some(syntax) = kiln_dockerfile::directive::detect_syntax(&source.text)
+        && error.source_location.is_none()
+        && !by_argument
+    {
+        let range = lines(syntax.lines.first, syntax.lines.last);
+        error.source_location = Some(Box::new(Location { info: info(source), ranges: vec![range] }));
+    }
+    error
 }
 
 /// A Dockerfile to be built for one or more platforms.
@@ -378,17 +394,33 @@ fn lines(start: u32, end: u32) -> pb::Range {
     pb::Range { start: position(start), end: position(end) }
 }
 
-/// Gives an error of the compiler its place in the file.
+/// Gives the errors of the compiler their places in the file. All of them are told: who corrects one wants to know of the
+/// next before the next build.
 fn located(error: DockerfileError, source: &SourceFile) -> EngineError {
-    let mut result = EngineError::user(error.to_string());
-    if let Some(first) = error.diagnostics.first() {
-        result.hint.clone_from(&first.hint);
-        let ranges: Vec<pb::Range> = first.spans.iter().map(|s| lines(s.start.line, s.end.line)).collect();
-        if !ranges.is_empty() {
-            result.source_location = Some(Box::new(Location { info: info(source), ranges }));
+    let messages: Vec<&str> = error.diagnostics.iter().take(20).map(|d| d.message.as_str()).collect();
+    let text = if messages.is_empty() { error.to_string() } else { messages.join("\n") };
+    let mut result = EngineError::user(text);
+    let hints: Vec<&str> = error.diagnostics.iter().take(20).filter_map(|d| d.hint.as_deref()).collect();
+    result.hint = (!hints.is_empty()).then(|| hints.join("\nhint: "));
+    // Each place carries the text of the file, and all travel in one header.
+    let places = (PLACES / source.text.len().max(1)).clamp(1, 20);
+    for diagnostic in error.diagnostics.iter().filter(|d| !d.spans.is_empty()).take(places) {
+        let place = Location { info: info(source), ranges: diagnostic.spans.iter().map(range).collect() };
+        match &result.source_location {
+            None => result.source_location = Some(Box::new(place)),
+            Some(_) => result.further_mut().locations.push(place),
         }
     }
     result
+}
+
+/// Returns a range with the columns that are known; they count from one, 0 means the whole line.
+fn range(span: &kiln_dockerfile::source::Span) -> pb::Range {
+    let position = |p: kiln_dockerfile::source::Position| {
+        let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+        Some(pb::Position { line: number(p.line), character: number(p.column) })
+    };
+    pb::Range { start: position(span.start), end: position(span.end) }
 }
 
 /// Sends the linter's findings to the client.

@@ -5,6 +5,8 @@ pub mod dockerfile;
 pub mod gateway;
 mod options;
 
+use kiln_dockerfile::directive::is_builtin;
+
 use crate::bridge::{Bridge, FrontendResult};
 use crate::error::EngineError;
 use crate::request::FrontendRequest;
@@ -43,19 +45,11 @@ pub fn other_syntax(request: &FrontendRequest, text: &[u8]) -> Option<(String, S
     (!image.is_empty() && !is_builtin(&image)).then_some((image, line))
 }
 
-/// Tells whether an image reference is the Dockerfile frontend at a level that the built-in one implements.
-fn is_builtin(source: &str) -> bool {
-    let name = source.trim_start_matches("docker.io/");
-    let Some((name, tag)) = name.split_once(':').or(Some((name, "1"))) else { return false };
-    let level = |tag: &str| tag == "1" || tag.strip_prefix("1.").is_some_and(|minor| minor.parse::<u32>().is_ok());
-    name == "docker/dockerfile" && (tag == "latest" || level(tag)) || name == "dockerfile.v0"
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{is_builtin, other_syntax};
+    use super::other_syntax;
     use crate::request::FrontendRequest;
 
     #[test]
@@ -71,19 +65,5 @@ mod tests {
         assert_eq!(other_syntax(&with(&[("cmdline", "me/fe:1")]), text), None);
         let asked = with(&[("build-arg:BUILDKIT_SYNTAX", "you/fe:2")]);
         assert_eq!(other_syntax(&asked, text).unwrap().0, "you/fe:2");
-    }
-
-    #[test]
-    fn the_official_frontend_is_built_in() {
-        for (source, builtin) in [
-            ("docker/dockerfile:1", true),
-            ("docker.io/docker/dockerfile:1.7", true),
-            ("docker/dockerfile", true),
-            ("docker/dockerfile:1-labs", false),
-            ("docker/dockerfile:1@sha256:00", false),
-            ("me/frontend:1", false),
-        ] {
-            assert_eq!(is_builtin(source), builtin, "{source}");
-        }
     }
 }

@@ -93,16 +93,29 @@ fn what_is_missing_is_told() {
             Some("did you mean `Dockerfile.prod`?"),
         ),
         (".", Some("app"), "failed to read dockerfile: open app: is a directory", None),
-        (
-            "https://example.com/x.git",
-            None,
-            "unable to prepare context: \"https://example.com/x.git\" is remote",
-            Some("download it, and build from the directory"),
-        ),
+        ("https://example.com/x.git?branch=a&tag=b", None, "unable to prepare context: BRANCH", None),
     ] {
         let (got, hints) = message(run(d.path(), context, file, &[], b""));
         assert_eq!(got, want);
         assert_eq!(hints.first().map(String::as_str), hint, "{got}");
+    }
+}
+
+#[test]
+fn remote_contexts_are_left_to_the_engine() {
+    let d = dir(&["local.Dockerfile"]);
+    for (address, file, name) in [
+        ("https://example.com/x.git#main:sub", None, Some("Dockerfile")),
+        ("https://example.com/x.git?ref=main&subdir=sub", Some("app/Dockerfile"), Some("app/Dockerfile")),
+        ("git@example.com:me/x.git", None, Some("Dockerfile")),
+        ("http://example.com/x.tar.gz", None, Some("Dockerfile")),
+        ("http://example.com/x.tar.gz", Some("local.Dockerfile"), Some("Dockerfile")),
+    ] {
+        let inputs = run(d.path(), address, file, &[], b"").expect("accepted");
+        assert_eq!(inputs.attrs.get("context").map(String::as_str), Some(address));
+        assert_eq!(inputs.attrs.get("filename").map(String::as_str), name, "{address}");
+        // Only a Dockerfile that is here is offered.
+        assert_eq!(inputs.dirs.contains_key("dockerfile"), file == Some("local.Dockerfile"), "{address}");
     }
 }
 
