@@ -39,9 +39,9 @@ fn page(rule: &Rule) -> String {
     for (title, text) in [("Bad", rule.bad), ("Good", rule.good)] {
         let _ = write!(out, "{title}:\n\n```dockerfile\n{text}```\n\n");
     }
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "Switch it off with `# check=skip={}` at the top of the file or above the instruction.\n",
+        "Switch it off with `# check=skip={}` at the top of the file or above the instruction.",
         rule.name
     );
     out

@@ -63,13 +63,20 @@ impl MainContext {
         Ok(None)
     }
 
-    /// Returns a graph with the whole context, to read a Dockerfile from; none for a local directory.
+    /// Returns a graph with the whole context, to read a Dockerfile from; none for a local directory. The folder that a
+    /// context is cut to does not matter to its Dockerfile.
     ///
     /// # Errors
     /// An address that makes no source.
     pub fn definition(&self, platform: &Platform) -> Result<Option<Definition>, DockerfileError> {
         let mut builder = Builder::new(platform.clone());
-        let Some(output) = self.lower(&mut builder)? else { return Ok(None) };
+        let mut whole = self.clone();
+        match &mut whole {
+            Self::Git(git) => git.scope = None,
+            Self::Http { subdir, .. } | Self::Graph { subdir, .. } => *subdir = None,
+            Self::Local { .. } => {}
+        }
+        let Some(output) = whole.lower(&mut builder)? else { return Ok(None) };
         Ok(Some(builder.definition(output).map_err(|e| Diagnostic::error(e.to_string()))?))
     }
 

@@ -9,6 +9,8 @@ fn findings(text: &str) -> Vec<&'static str> {
     let file = parse("Dockerfile", text.as_bytes()).unwrap();
     let options = BuildOptions {
         ignore_patterns: vec!["*.tmp".to_owned()],
+        // Without it the bad example of InvalidDefaultArgInFrom is an error as well.
+        build_args: [("TAG".to_owned(), "1".to_owned())].into(),
         target_platform: Some(Platform::new("linux", "amd64", "")),
         ..BuildOptions::default()
     };

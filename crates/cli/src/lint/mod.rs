@@ -79,6 +79,7 @@ pub fn report(source: SourceFile, compiler: &Compiler, inputs: &Inputs, advise: 
     if out.without_bases {
         out.warnings.retain(|w| !NEED_BASES.contains(&w.rule));
     }
+    out.warnings.extend(kiln_dockerfile::lint::unknown_names(&file));
     out.warnings.sort_by_key(Diagnostic::line);
     Ok(out)
 }

@@ -127,18 +127,18 @@ fn buildx_asks_the_same_questions() {
     env.context(&[("Dockerfile", FOUND), ("a", "")]);
     // The engine has to be there for a client that starts none.
     let _ = env.build(&["-o", "type=cacheonly"]).ok();
-    let ctx = env.ctx().display().to_string();
+    let ctx = env.ctx();
     let address = format!("unix://{}", env.root().join("engine.sock").display());
     let home = env.path().join("home");
-    let buildx = |args: &[&str]| Run::new(&program).args(args).env("HOME", &home).finish();
+    let buildx = |args: &[&str]| Run::new(&program).args(args).env("HOME", &home).dir(&ctx).finish();
     let _ = buildx(&["create", "--name", "engine", "--driver", "remote", &address]).ok();
     for question in
         ["--check", "--call=lint,format=json", "--call=outline", "--call=targets", "--call=targets,format=json"]
     {
-        let theirs = buildx(&["build", "--builder", "engine", question, &ctx]);
-        let ours = env.kiln(["build", question, &ctx]).finish();
+        let theirs = buildx(&["build", "--builder", "engine", question, "."]);
+        let ours = env.kiln(["build", question, "."]).dir(&ctx).finish();
         assert_eq!((theirs.code, theirs.out()), (ours.code, ours.out()), "{question}\n{}", theirs.report());
-        let asked = env.kiln(["--addr", &address, "build", question, &ctx]).finish();
+        let asked = env.kiln(["--addr", &address, "build", question, "."]).dir(&ctx).finish();
         assert_eq!((asked.code, asked.out()), (ours.code, ours.out()), "{question} of the engine");
     }
 }

@@ -15,6 +15,7 @@ pub mod json_args;
 pub mod legacy_key_value;
 pub mod maintainer;
 pub mod multiple_instructions;
+mod names;
 pub mod redundant_target_platform;
 pub mod reserved_stage_name;
 pub mod secrets;
@@ -24,6 +25,8 @@ pub mod undefined_var;
 pub mod workdir_relative;
 
 use std::collections::BTreeSet;
+
+pub use names::unknown_names;
 
 use crate::ast::Dockerfile;
 use crate::diag::{Diagnostic, Severity};

@@ -166,7 +166,8 @@ async fn read_dockerfile(bridge: &Bridge, files: &mut Files) -> Result<SourceFil
     let host = Platform::host();
     let whole = files.resolve_remote(bridge).await?;
     // A graph that stands for the context alone says nothing of the Dockerfile.
-    let whole = whole.filter(|_| !matches!(files.context, MainContext::Graph { .. }));
+    let graph = matches!(files.context, MainContext::Graph { .. });
+    let whole = whole.filter(|_| !graph && !files.dockerfile_is_local);
     let definition = match (&whole, files.dockerfile_graph()) {
         (_, Some(definition)) => definition,
         (Some(definition), None) => definition.clone(),

@@ -37,6 +37,8 @@ pub struct Files {
     pub context: MainContext,
     /// Text of the ignore file beside the Dockerfile.
     pub own_ignore: Option<Vec<u8>>,
+    /// The caller names the directory that the Dockerfile is in, so it is not looked for in a remote context.
+    pub dockerfile_is_local: bool,
     dockerfile: Option<Definition>,
     /// Sessions of single directories, by the directory's name.
     sessions: Attrs,
@@ -64,12 +66,15 @@ impl Files {
             Some(definition) => MainContext::Graph { definition: definition.clone(), subdir: None },
             None => MainContext::Local { name: local },
         };
-        if let Some(address) = text(attrs, "context") {
+        let local = text(attrs, "contextkey").unwrap_or("context");
+        if let Some(address) = text(attrs, local).or_else(|| text(attrs, "context")) {
             let found = MainContext::detect(address).map_err(|e| EngineError::user(e.to_string()))?;
             context = found.unwrap_or(context);
         }
+        settle(&mut context, attrs);
         Ok(Self {
             dockerfile: request.inputs.get(&dockerfile_local).cloned(),
+            dockerfile_is_local: text(attrs, "dockerfilekey").is_some(),
             dockerfile_local,
             session: session.to_owned(),
             name: text(attrs, "filename").unwrap_or("Dockerfile").to_owned(),
@@ -117,6 +122,21 @@ impl Files {
         self.name = "context".to_owned();
         self.dockerfile = Some(definition.clone());
         Ok(Some(definition))
+    }
+}
+
+/// Applies the options that say how a context is taken.
+fn settle(context: &mut MainContext, attrs: &Attrs) {
+    let folder = text(attrs, "contextsubdir").map(str::to_owned);
+    match context {
+        MainContext::Git(git) => {
+            let keep = text(attrs, "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR");
+            git.keep_git_dir = keep.is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "t" | "true"));
+            git.commit_mtime = text(attrs, "build-arg:SOURCE_DATE_EPOCH").is_some();
+            git.scope = folder;
+        }
+        MainContext::Http { subdir, .. } | MainContext::Graph { subdir, .. } => *subdir = folder,
+        MainContext::Local { .. } => {}
     }
 }
 
@@ -319,6 +339,26 @@ mod tests {
         let names: Vec<&str> = found.iter().map(|spec| spec.attrs["ref"].as_str()).collect();
         assert_eq!(names, ["a/b:1", "c"]);
         assert!(cache_from(&attrs(&[])).is_empty());
+    }
+
+    #[test]
+    fn contexts_are_taken_as_the_options_say() {
+        let files = |list: &[(&str, &str)]| {
+            Files::new(&FrontendRequest { attrs: attrs(list), ..FrontendRequest::default() }, "s").unwrap()
+        };
+        let git = files(&[
+            ("context", "https://h.test/r.git"),
+            ("contextsubdir", "sub"),
+            ("build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR", "1"),
+            ("build-arg:SOURCE_DATE_EPOCH", "5"),
+        ]);
+        let MainContext::Git(git) = git.context else { panic!("{:?}", git.context) };
+        assert_eq!((git.keep_git_dir, git.commit_mtime, git.scope.as_deref()), (true, true, Some("sub")));
+        let http =
+            files(&[("context", "https://h.test/r.tar"), ("contextsubdir", "sub"), ("dockerfilekey", "dockerfile")]);
+        assert!(http.dockerfile_is_local);
+        assert!(matches!(http.context, MainContext::Http { subdir: Some(dir), .. } if dir == "sub"));
+        assert!(!files(&[]).dockerfile_is_local);
     }
 
     #[test]

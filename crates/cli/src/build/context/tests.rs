@@ -93,7 +93,12 @@ fn what_is_missing_is_told() {
             Some("did you mean `Dockerfile.prod`?"),
         ),
         (".", Some("app"), "failed to read dockerfile: open app: is a directory", None),
-        ("https://example.com/x.git?branch=a&tag=b", None, "unable to prepare context: BRANCH", None),
+        (
+            "https://example.com/x.git?branch=a&tag=b",
+            None,
+            "unable to prepare context: branch conflicts with tag",
+            None,
+        ),
     ] {
         let (got, hints) = message(run(d.path(), context, file, &[], b""));
         assert_eq!(got, want);
