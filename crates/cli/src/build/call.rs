@@ -46,7 +46,7 @@ impl Call {
             "lint" | "outline" | "targets" | "subrequests.describe" => {}
             // A frontend of the user's own may know more; what looks like a slip is told of at once.
             other => {
-                if let Some(near) = kiln_stdx::suggest::nearest(other, NAMES.into_iter()) {
+                if let Some(near) = kiln_stdx::suggest::nearest(other, NAMES) {
                     return Err(CliError::user(format!("unknown method of --call: {other}"))
                         .hint(format!("did you mean `{near}`?")));
                 }

@@ -53,12 +53,16 @@ pub(super) fn check(reader: &Reader<'_>, out: &mut Vec<Advice>) {
             topic: &TOPIC,
             lines: step.instruction.lines,
             reason: format!(
-                "{} stay in the image that is shipped; build in a stage of its own and copy what was built",
+                "the image that is shipped keeps what only building needs ({}); build in a stage of its own and copy what \
+                 was built",
                 names.join(", ")
             ),
             edits: vec![
                 Edit::dockerfile(stage.lines.first, 0, &build_stage(reader, stage, &step)),
-                Reader::replace(step.instruction, "COPY --from=build /path/of/what/was/built /usr/local/bin/"),
+                Reader::replace(
+                    step.instruction,
+                    &format!("COPY --from={} /path/of/what/was/built /usr/local/bin/", free_name(reader)),
+                ),
             ],
             ready: false,
         });
@@ -89,7 +93,13 @@ fn installed(step: &Step<'_>) -> Vec<String> {
 
 fn build_stage(reader: &Reader<'_>, stage: &Stage, step: &Step<'_>) -> String {
     let text = reader.text(step.instruction);
-    format!("{} {} AS build\n{text}\n# … copy the sources and build here\n", stage.keyword, stage.base)
+    let name = free_name(reader);
+    format!("{} {} AS {name}\n{text}\n# … copy the sources and build here\n", stage.keyword, stage.base)
+}
+
+/// Returns a name that no stage has.
+fn free_name(reader: &Reader<'_>) -> &'static str {
+    if reader.stage("build").is_none() { "build" } else { "build-tools" }
 }
 
 /// A toolchain's own image is the base of what is shipped.

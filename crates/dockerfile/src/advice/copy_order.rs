@@ -16,6 +16,7 @@ pub(super) fn check(reader: &Reader<'_>, out: &mut Vec<Advice>) {
         });
         let Some(whole) = whole else { continue };
         let steps = reader.steps(stage);
+        out.extend(steps.iter().find_map(|step| system_packages(reader, stage, &whole, step)));
         let found = |step: &Step<'_>| {
             let (place, tool) = step
                 .commands
@@ -30,6 +31,40 @@ pub(super) fn check(reader: &Reader<'_>, out: &mut Vec<Advice>) {
         let Some((step, (place, tool))) = steps.iter().find_map(|s| Some((s, found(s)?))) else { continue };
         out.push(advice(reader, stage, &whole, step, place, tool));
     }
+}
+
+/// Packages of the system need no sources at all.
+fn system_packages(reader: &Reader<'_>, stage: &Stage, whole: &Whole<'_>, step: &Step<'_>) -> Option<Advice> {
+    let installs = |c: &Vec<String>| tools::of(c).is_some_and(|t| t.first == First::Never);
+    let tidies = |c: &Vec<String>| {
+        let name = c.first().map_or("", String::as_str);
+        matches!(name, "apt-get" | "apt" | "apk" | "dnf" | "microdnf" | "yum" | "set")
+            || name == "rm" && c.iter().skip(1).all(|w| w.starts_with(['-', '/']))
+    };
+    if step.index < whole.index || !step.commands.iter().any(installs) {
+        return None;
+    }
+    let alone = step.commands.iter().all(|c| installs(c) || tidies(c));
+    let local =
+        step.commands.iter().filter(|c| installs(c)).flatten().any(|w| w.starts_with("./") || w.ends_with(".deb"));
+    let between = &stage.instructions[whole.index + 1..step.index];
+    let simple =
+        between.iter().all(|i| matches!(&i.kind, Kind::Run(_) | Kind::Workdir(_) | Kind::Label(_) | Kind::Expose(_)));
+    let text = reader.text(step.instruction);
+    (alone && !local).then(|| Advice {
+        topic: &TOPIC,
+        lines: step.instruction.lines,
+        reason: format!(
+            "line {} copies all files, so that every edit of one of them installs these packages again, which need none \
+             of them",
+            whole.instruction.lines.first
+        ),
+        edits: vec![
+            Edit::dockerfile(whole.instruction.lines.first, 0, &text),
+            Reader::replace(step.instruction, ""),
+        ],
+        ready: simple && !text.contains('$'),
+    })
 }
 
 /// The instruction that copies everything.

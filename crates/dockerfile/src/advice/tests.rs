@@ -48,6 +48,17 @@ fn what_is_built_after_installing_stays_behind_the_sources() {
 }
 
 #[test]
+fn packages_of_the_system_come_before_sources() {
+    let text = "FROM golang:1\nCOPY . .\nRUN --mount=type=cache,target=/var/lib/apt apt-get update && apt-get install -y git\nRUN go version\n";
+    let none = ContextView::default();
+    assert_eq!(found(text, &none), [("copy-before-install", 3)]);
+    let want = "FROM golang:1\nRUN --mount=type=cache,target=/var/lib/apt apt-get update && apt-get install -y git\nCOPY . .\nRUN go version\n";
+    assert_eq!(proposed(text, &none), want);
+    assert_eq!(found(&text.replace("-y git", "-y git && make"), &none), []);
+    assert_eq!(found(&text.replace("-y git", "-y ./own.deb"), &none), []);
+}
+
+#[test]
 fn install_scripts_are_left_to_people() {
     let context = context(&[], &[("package.json", "{\"scripts\": {\"postinstall\": \"node build.js\"}}")]);
     let advice = advise(&file(NODE), &context);
