@@ -17,6 +17,7 @@ mod history;
 mod keep;
 mod kiln;
 mod listen;
+mod memory;
 mod processes;
 mod registry_table;
 mod runs;

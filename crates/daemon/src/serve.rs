@@ -33,7 +33,7 @@ use crate::keep::{self, Direct, Socket};
 use crate::kiln::KilnService;
 use crate::listen::{Counted, Listener, listen};
 use crate::workers::About;
-use crate::{DaemonConfig, DaemonError, compose};
+use crate::{DaemonConfig, DaemonError, compose, memory};
 
 /// How long running calls may take to end once the engine has been told to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -50,6 +50,7 @@ const BACKLOG: usize = 64;
 pub fn run(config: DaemonConfig) -> Result<(), DaemonError> {
     init_log(&config);
     own_mount_namespace();
+    memory::bound();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -120,6 +121,7 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
         tokio::spawn(direct.serve(engine.parts().sessions.clone(), changed.clone(), stop.clone()));
     }
     ready(&mut config);
+    tokio::spawn(memory::give_back(engine.active()));
     let idle = idle(engine.clone(), connections, config.idle_timeout);
     let ended = {
         let stop = stop.clone();
