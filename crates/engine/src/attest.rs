@@ -74,6 +74,7 @@ pub async fn read(bridge: &Bridge, attested: &FrontendAttestation) -> Result<Vec
             predicate: Bytes::from(predicate),
             subjects: attested.subjects.clone(),
             inline_only,
+            sbom_core: is_core(attested, &name(&attested.path)),
         }]);
     }
     let mut found = Vec::new();
@@ -89,9 +90,18 @@ pub async fn read(bridge: &Bridge, attested: &FrontendAttestation) -> Result<Vec
             )));
         }
         made.inline_only = inline_only;
+        made.sbom_core = is_core(attested, &file);
         found.push(made);
     }
+    // What is about the result itself goes first.
+    found.sort_by_key(|attestation: &Attestation| !attestation.sbom_core);
     Ok(found)
+}
+
+/// Tells whether a file is a scan of the result itself.
+fn is_core(attested: &FrontendAttestation, file: &str) -> bool {
+    let stem = file.split('.').next().unwrap_or_default();
+    attested.metadata.get(crate::sbom::CORE_KEY).is_some_and(|core| core == stem.as_bytes())
 }
 
 fn name(path: &str) -> String {
@@ -120,6 +130,7 @@ fn statement(file: &str, json: &[u8]) -> Result<Attestation, EngineError> {
         predicate: Bytes::from(statement.predicate.map_or("null", RawValue::get).to_owned()),
         subjects: statement.subject.iter().flatten().map(subject).collect::<Result<_, _>>()?,
         inline_only: false,
+        sbom_core: false,
     })
 }
 

@@ -131,6 +131,7 @@ impl Engine {
         }
         crate::export::check(&request.exporters)?;
         crate::provenance::check(request)?;
+        crate::sbom::Options::of(&request.frontend_attrs)?;
         crate::cache::check(&request.cache_exports)?;
         let store = self.0.parts.store.clone();
         let swept = tokio::task::spawn_blocking(move || store.finish_sweep()).await;
@@ -169,6 +170,7 @@ impl Engine {
         };
         let result = with_epoch(result, request);
         crate::export::check_result(&bridge, request, &result)?;
+        let result = crate::sbom::complete(&bridge, request, result).await?;
         for reference in result.refs.all() {
             bridge.evaluate(&reference).await?;
         }

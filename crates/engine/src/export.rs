@@ -231,7 +231,10 @@ struct NamedPlatform {
 }
 
 /// Returns the platforms of a result with their names; the host's under no name where a single result has none.
-fn named(result: &FrontendResult) -> Result<Vec<(String, Platform)>, EngineError> {
+///
+/// # Errors
+/// A list of platforms that cannot be understood.
+pub(crate) fn named(result: &FrontendResult) -> Result<Vec<(String, Platform)>, EngineError> {
     Ok(platforms(result)?.into_iter().map(|named| (named.id, named.platform)).collect())
 }
 

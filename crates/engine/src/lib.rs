@@ -28,6 +28,7 @@ mod publish;
 pub mod remote;
 pub mod request;
 pub mod runtime_dir;
+pub mod sbom;
 pub mod session;
 pub mod source;
 pub mod verify;

@@ -28,7 +28,7 @@ use crate::request::SolveRequest;
 use capture::Capture;
 use options::Mode;
 pub use options::Options;
-pub use predicate::DOCKERFILE_VERSION;
+pub use predicate::{DOCKERFILE_VERSION, seconds};
 pub use scope::{Asked, ImageSource, Scope};
 use steps::Steps;
 
@@ -122,6 +122,7 @@ impl<'a> Teller<'a> {
             predicate: Bytes::from(predicate.map_err(|e| EngineError::from_error(ErrorClass::Bug, e))?),
             subjects: Vec::new(),
             inline_only: self.options.inline_only,
+            sbom_core: false,
         }))
     }
 

@@ -34,6 +34,8 @@ pub struct Attestation {
     pub subjects: Vec<AttestedSubject>,
     /// For the build history only, unless an exporter is told otherwise.
     pub inline_only: bool,
+    /// It is an SBOM of the result itself: in images, the files that it lists are told with their layers.
+    pub sbom_core: bool,
 }
 
 /// What an attestation is about.
@@ -232,6 +234,7 @@ mod tests {
             predicate: Bytes::from_static(b"{ \"z\": 1, \"a\": \"<b>\" }"),
             subjects,
             inline_only: false,
+            sbom_core: false,
         }
     }
 

@@ -15,10 +15,10 @@ use crate::content::{Content, Data};
 use crate::context::ExportContext;
 use crate::error::{ExportError, Result};
 use crate::image_config::{self, ConfigInput, LayerNote};
-use crate::layer_media;
 use crate::options::{CommitOptions, ExporterKind, names};
 use crate::progress::Status;
 use crate::source::{ExportSource, IMAGE_NAME_KEY, PlatformResult};
+use crate::{layer_files, layer_media};
 
 /// Compatibility level from which OCI media types are the default.
 const OCI_LEVEL: u32 = 30;
@@ -224,9 +224,10 @@ impl<'a> Commit<'a> {
         let layers = self.layers(&entries)?;
         let (mut images, mut attestations) = (Vec::new(), Vec::new());
         for (entry, layers) in entries.into_iter().zip(layers) {
+            let blobs: Vec<Digest> = layers.iter().map(|layer| layer.content.descriptor.digest).collect();
             let (mut descriptor, _) = self.manifest(entry, layers)?;
             descriptor.platform.clone_from(&entry.platform);
-            attestations.extend(self.attest(entry, &descriptor)?);
+            attestations.extend(self.attest(entry, &descriptor, &blobs)?);
             images.push(descriptor);
         }
         images.append(&mut attestations);
@@ -284,8 +285,8 @@ impl<'a> Commit<'a> {
         Ok((descriptor, config_digest))
     }
 
-    /// Makes the manifest of what is attested of `image`; none if nothing is.
-    fn attest(&mut self, entry: &PlatformResult, image: &Descriptor) -> Result<Option<Descriptor>> {
+    /// Makes the manifest of what is attested of `image`, whose layers are `blobs`; none if nothing is.
+    fn attest(&mut self, entry: &PlatformResult, image: &Descriptor, blobs: &[Digest]) -> Result<Option<Descriptor>> {
         let attestations = self.attestations(entry);
         if attestations.is_empty() {
             return Ok(None);
@@ -295,7 +296,8 @@ impl<'a> Commit<'a> {
             self.names.iter().map(|n| Subject::new(attest::package_url(n, platform), &image.digest)).collect();
         let mut statements = Vec::new();
         for attestation in attestations {
-            let bytes = attest::statement(attestation, &itself, false)?;
+            let supplemented = self.supplemented(entry, attestation, blobs)?;
+            let bytes = attest::statement(supplemented.as_ref().unwrap_or(attestation), &itself, false)?;
             statements.push((attestation.predicate_type.clone(), bytes));
         }
         let made = attest::manifest(image, statements, self.oci_types, self.oci_artifact)?;
@@ -308,6 +310,21 @@ impl<'a> Commit<'a> {
             self.manifests.push(Content::document(plain, made.bytes));
         }
         Ok(Some(made.descriptor))
+    }
+
+    /// Returns an SBOM with the layers of the files that it lists; none where there is nothing to add.
+    fn supplemented(
+        &self,
+        entry: &PlatformResult,
+        attestation: &attest::Attestation,
+        blobs: &[Digest],
+    ) -> Result<Option<attest::Attestation>> {
+        let Some(reference) = entry.reference.as_ref().filter(|_| attestation.sbom_core) else { return Ok(None) };
+        if !reference.is_unpacked() {
+            self.context.remote.unpack(reference)?;
+        }
+        let made = layer_files::supplement(&attestation.predicate, reference, blobs)?;
+        Ok(made.map(|predicate| attest::Attestation { predicate: predicate.into(), ..attestation.clone() }))
     }
 
     /// Makes the blobs of all layers, several at a time.

@@ -18,6 +18,7 @@ mod exporter;
 mod files;
 mod image;
 mod image_config;
+mod layer_files;
 mod layer_media;
 mod options;
 mod parallel;

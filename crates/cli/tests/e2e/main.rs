@@ -18,6 +18,7 @@ mod registry;
 mod registry_faults;
 mod reproducible;
 mod run;
+mod sbom;
 mod secrets;
 mod sources;
 mod steps;

@@ -15,6 +15,7 @@ use crate::error::{EngineError, Location, Unsupported};
 use crate::events::{Event, WarningEvent};
 use crate::inspect;
 use crate::request::FrontendRequest;
+use crate::sbom;
 use crate::source::lookup;
 
 /// How often a plan may ask for more: each base image may add instructions that name further ones.
@@ -96,6 +97,8 @@ impl Task<'_> {
         let mut names = Vec::new();
         let wanted: Vec<Option<Platform>> =
             if platforms.is_empty() { vec![None] } else { platforms.iter().cloned().map(Some).collect() };
+        let scanner = self.scanner().await?;
+        let mut scans = Vec::new();
         for platform in wanted {
             let lowered = self.lower(platform, multi).await?;
             // What is wrong with the file is wrong for every platform; once is enough.
@@ -113,6 +116,13 @@ impl Task<'_> {
                 result.metadata.insert("source.date.epoch".to_owned(), epoch.to_string().into_bytes());
             }
             names.push(serde_json::json!({ "ID": id, "Platform": lowered.platform }));
+            scans.push(sbom::Target {
+                id: id.clone(),
+                core: lowered.definition,
+                extras: lowered.scans,
+                no_cache: lowered.no_cache,
+                epoch: lowered.epoch,
+            });
             if multi {
                 refs.insert(id, reference);
             } else {
@@ -124,7 +134,18 @@ impl Task<'_> {
         }
         let json = serde_json::json!({ "Platforms": names }).to_string();
         result.metadata.insert("refs.platforms".to_owned(), json.into_bytes());
+        if let Some(scanner) = scanner {
+            scanner.attest(bridge, &scans, &mut result).await?;
+        }
         Ok(result)
+    }
+
+    /// Returns who scans the results, if somebody is to. It runs on this machine, whatever is built.
+    async fn scanner(&self) -> Result<Option<sbom::Scanner>, EngineError> {
+        let attrs = &self.request.attrs;
+        let Some(wanted) = sbom::Options::of(attrs)? else { return Ok(None) };
+        let pull = attrs.get("image-resolve-mode").is_some_and(|mode| mode == "pull");
+        sbom::Scanner::choose(self.bridge, &wanted, &Platform::host(), pull).await.map(Some)
     }
 
     async fn lower(&self, platform: Option<Platform>, multi: bool) -> Result<Lowered, EngineError> {

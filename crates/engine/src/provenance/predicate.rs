@@ -209,6 +209,12 @@ fn hide_json(described: &mut Value) -> bool {
     hid
 }
 
+/// Returns a time as RFC 3339 has it, in UTC, in whole seconds.
+pub fn seconds(at: SystemTime) -> String {
+    let text = time(at);
+    format!("{}Z", text.split('.').next().unwrap_or(&text))
+}
+
 /// Returns a time as RFC 3339 has it, in UTC, with nanoseconds.
 fn time(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -260,6 +266,8 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00.000000000Z"),
         ] {
             assert_eq!(time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
+            let short = super::seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            assert_eq!(short, text.replace(".000000000", ""));
         }
     }
 

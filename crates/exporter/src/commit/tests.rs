@@ -147,6 +147,7 @@ fn attestations_make_an_index_with_their_manifest_behind() {
         predicate: Bytes::from_static(b"{}"),
         subjects: vec![],
         inline_only: true,
+        sbom_core: false,
     }];
     let inline = image(&fixture, &source, &[("name", "a")]).unwrap();
     assert_eq!(inline.descriptor.media_type, media::OCI_MANIFEST, "for the history only");

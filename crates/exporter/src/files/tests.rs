@@ -150,6 +150,7 @@ fn attestations_become_files_about_the_files() {
             predicate: Bytes::from_static(b"{\"x\":1}"),
             subjects: vec![],
             inline_only: false,
+            sbom_core: false,
         }];
     }
     let split = files(&fixture, &source, &[("attestation-prefix", "at-")]).unwrap();
