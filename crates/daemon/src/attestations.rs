@@ -1,10 +1,15 @@
 //! Attestations of frontends between the wire and the engine.
 
-use kiln_engine::Ref;
 use kiln_engine::attest::{AttestationKind, FrontendAttestation};
+use kiln_engine::source::attested;
+use kiln_engine::source::lookup::ImageQuery;
+use kiln_engine::{Bridge, Ref};
 use kiln_exporter::AttestedSubject;
 use kiln_session::proto::gateway as pb;
+use kiln_stdx::Digest;
 use tonic::Status;
+
+use crate::convert;
 
 /// Returns an attestation as the engine knows it.
 ///
@@ -33,6 +38,39 @@ pub fn from_wire(message: pb::Attestation, reference: Option<Ref>) -> Result<Fro
         subjects: message.in_toto_subjects.into_iter().map(subject).collect::<Result<_, _>>()?,
         metadata: message.metadata.into_iter().map(|(k, v)| (k, v.to_vec())).collect(),
     })
+}
+
+/// Returns what is attested of an image, where the request asks for it.
+///
+/// # Errors
+/// The image cannot be had.
+pub async fn chain(
+    bridge: &Bridge,
+    query: ImageQuery<'_>,
+    asked: &pb::ResolveSourceImageRequest,
+) -> Result<Option<pb::AttestationChain>, Status> {
+    if !asked.attestation_chain && asked.resolve_attestations.is_empty() {
+        return Ok(None);
+    }
+    let found = attested::chain(bridge, query, &asked.resolve_attestations).await;
+    let Some(found) = found.map_err(|e| convert::status(&e))? else { return Ok(None) };
+    let text = |digest: Option<Digest>| digest.map(|d| d.to_string()).unwrap_or_default();
+    let blob = |(descriptor, data): &(kiln_oci::Descriptor, Vec<u8>)| pb::Blob {
+        descriptor: Some(pb::Descriptor {
+            media_type: descriptor.media_type.clone(),
+            digest: descriptor.digest.to_string(),
+            size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+            annotations: descriptor.annotations.clone().into_iter().collect(),
+        }),
+        data: data.clone(),
+    };
+    Ok(Some(pb::AttestationChain {
+        root: text(found.root),
+        image_manifest: text(found.image),
+        attestation_manifest: text(found.attestation),
+        signature_manifests: Vec::new(),
+        blobs: found.blobs.iter().map(|(digest, held)| (digest.to_string(), blob(held))).collect(),
+    }))
 }
 
 /// Returns an attestation as a message.

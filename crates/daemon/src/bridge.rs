@@ -264,12 +264,13 @@ impl LlbBridge for BridgeService {
         };
         let pull = request.resolve_mode == "pull" || attr("image.resolvemode") == "pull";
         let query = ImageQuery { name, platform, layout, pull, log_name: &request.log_name };
+        let again = query.clone();
         let resolved = image_config(&bridge, query).await.map_err(|e| convert::status(&e))?;
-        let no_config = request.image.is_some_and(|i| i.no_config);
+        let asked = request.image.unwrap_or_default();
         let image = pb::ResolveSourceImageResponse {
             digest: resolved.root.to_string(),
-            config: if no_config { Default::default() } else { resolved.config_json },
-            attestation_chain: None,
+            config: if asked.no_config { Default::default() } else { resolved.config_json },
+            attestation_chain: attestations::chain(&bridge, again, &asked).await?,
         };
         Ok(Response::new(pb::ResolveSourceMetaResponse {
             source: Some(source),

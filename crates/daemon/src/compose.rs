@@ -69,6 +69,7 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
             gateway: settings.frontends.gateway,
             allowed_repositories: settings.frontends.allowed_repositories.clone(),
         },
+        scribe: Arc::new(crate::scribe::WireScribe),
         gateway: Arc::new(Gateway::new(About::of(config))),
         runtime_dir,
         work: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),

@@ -11,7 +11,7 @@ use kiln_session::proto::content::{
     ListStatusesRequest, ListStatusesResponse, ReadContentRequest, ReadContentResponse, StatusRequest, StatusResponse,
     UpdateRequest, UpdateResponse, WriteContentRequest, WriteContentResponse,
 };
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tonic::{Request, Response, Status, Streaming};
 
 /// Bytes per message.
@@ -22,6 +22,37 @@ pub struct BlobService {
     pub engine: Engine,
 }
 
+/// Where bytes are.
+enum Found {
+    Blob(kiln_store::Blob),
+    /// Kept beside a record of the history.
+    Attachment(Vec<u8>),
+}
+
+impl Found {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Blob(blob) => blob.size(),
+            Self::Attachment(bytes) => bytes.len() as u64,
+        }
+    }
+
+    async fn open(self, offset: u64) -> std::io::Result<Pin<Box<dyn AsyncRead + Send>>> {
+        Ok(match self {
+            Self::Blob(blob) => {
+                let mut file = tokio::fs::File::open(blob.path()).await?;
+                file.seek(std::io::SeekFrom::Start(offset)).await?;
+                Box::pin(file)
+            }
+            Self::Attachment(bytes) => {
+                let mut cursor = std::io::Cursor::new(bytes);
+                cursor.set_position(offset);
+                Box::pin(cursor)
+            }
+        })
+    }
+}
+
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn read_only<T>() -> Result<T, Status> {
@@ -29,9 +60,10 @@ fn read_only<T>() -> Result<T, Status> {
 }
 
 impl BlobService {
-    fn blob(&self, digest: &str) -> Result<kiln_store::Blob, Status> {
+    fn found(&self, digest: &str) -> Result<Found, Status> {
         let digest = digest.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
-        let found = self.engine.parts().store.blob(&digest);
+        let blob = self.engine.parts().store.blob(&digest).map(Found::Blob);
+        let found = blob.or_else(|| self.engine.history().attachment(&digest).map(Found::Attachment));
         found.ok_or_else(|| Status::not_found(format!("content {digest}: not found")))
     }
 }
@@ -39,9 +71,9 @@ impl BlobService {
 #[tonic::async_trait]
 impl Content for BlobService {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        let blob = self.blob(&request.into_inner().digest)?;
-        let size = i64::try_from(blob.size()).unwrap_or(i64::MAX);
-        let info = Info { digest: blob.digest().to_string(), size, ..Info::default() };
+        let digest = request.into_inner().digest;
+        let size = i64::try_from(self.found(&digest)?.size()).unwrap_or(i64::MAX);
+        let info = Info { digest, size, ..Info::default() };
         Ok(Response::new(InfoResponse { info: Some(info) }))
     }
 
@@ -49,12 +81,11 @@ impl Content for BlobService {
 
     async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
-        let blob = self.blob(&request.digest)?;
+        let found = self.found(&request.digest)?;
         let offset = u64::try_from(request.offset).map_err(|_| Status::out_of_range("negative offset"))?;
-        let whole = blob.size().saturating_sub(offset);
+        let whole = found.size().saturating_sub(offset);
         let left = if request.size > 0 { whole.min(request.size.unsigned_abs()) } else { whole };
-        let mut file = tokio::fs::File::open(blob.path()).await.map_err(|e| Status::unknown(e.to_string()))?;
-        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(|e| Status::unknown(e.to_string()))?;
+        let file = found.open(offset).await.map_err(|e| Status::unknown(e.to_string()))?;
         let pieces = futures::stream::try_unfold((file, offset, left), |(mut file, offset, left)| async move {
             if left == 0 {
                 return Ok(None);

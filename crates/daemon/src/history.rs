@@ -2,9 +2,9 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use kiln_engine::history::{Change, Record};
+use kiln_engine::history::{Attachment, Change, Record};
 use kiln_session::proto::control::{
-    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Exporter,
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildResultInfo, Descriptor, Exporter,
 };
 use kiln_session::proto::google::rpc;
 use tonic::Code;
@@ -15,12 +15,14 @@ use crate::convert::time;
 pub fn record(record: &Record) -> BuildHistoryRecord {
     let at = |nanos: u64| (nanos != 0).then(|| time(UNIX_EPOCH + Duration::from_nanos(nanos)));
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-    let code = if record.canceled { Code::Cancelled } else { Code::Unknown };
-    let error = (!record.error.is_empty()).then(|| rpc::Status {
-        code: code as i32,
-        message: record.error.clone(),
-        details: Vec::new(),
-    });
+    let code = match record.error_code {
+        // Records of older engines have none.
+        0 if record.canceled => Code::Cancelled as i32,
+        0 => Code::Unknown as i32,
+        code => code,
+    };
+    let error =
+        (!record.error.is_empty()).then(|| rpc::Status { code, message: record.error.clone(), details: Vec::new() });
     BuildHistoryRecord {
         r#ref: record.reference.clone(),
         frontend: record.frontend.clone(),
@@ -40,9 +42,41 @@ pub fn record(record: &Record) -> BuildHistoryRecord {
         num_total_steps: count(record.total_steps),
         num_completed_steps: count(record.completed_steps),
         num_warnings: count(record.warnings),
-        // Clients take it for granted in a build that succeeded.
-        result: (record.completed != 0 && record.error.is_empty()).then(BuildResultInfo::default),
-        ..BuildHistoryRecord::default()
+        external_error: record.failure.as_ref().map(descriptor),
+        logs: record.logs.as_ref().map(descriptor),
+        trace: record.trace.as_ref().map(descriptor),
+        result: result(record),
+        results: record
+            .statements
+            .iter()
+            .filter(|(platform, _)| !platform.is_empty())
+            .map(|(platform, told)| (platform.clone(), statements(told)))
+            .collect(),
+    }
+}
+
+/// Returns what a build delivered and what is told of it. Clients take it for granted in a build that succeeded.
+fn result(record: &Record) -> Option<BuildResultInfo> {
+    if record.completed == 0 || !record.error.is_empty() {
+        return None;
+    }
+    let mut info = statements(record.statements.get("").map(Vec::as_slice).unwrap_or_default());
+    let number = |n: &usize| i64::try_from(*n).unwrap_or(i64::MAX);
+    info.results = record.results.iter().map(|(n, attachment)| (number(n), descriptor(attachment))).collect();
+    info.result_deprecated = record.results.values().next().map(descriptor);
+    Some(info)
+}
+
+fn statements(told: &[Attachment]) -> BuildResultInfo {
+    BuildResultInfo { attestations: told.iter().map(descriptor).collect(), ..BuildResultInfo::default() }
+}
+
+fn descriptor(attachment: &Attachment) -> Descriptor {
+    Descriptor {
+        media_type: attachment.media_type.clone(),
+        digest: attachment.digest.clone(),
+        size: i64::try_from(attachment.size).unwrap_or(i64::MAX),
+        annotations: attachment.annotations.clone(),
     }
 }
 

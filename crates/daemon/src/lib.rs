@@ -21,6 +21,7 @@ mod memory;
 mod processes;
 mod registry_table;
 mod runs;
+mod scribe;
 mod serve;
 mod settings;
 mod status;

@@ -5,7 +5,7 @@
 //! build itself.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use kiln_llb::{Definition, Graph};
 use kiln_solver::{Edge, Job, Solved};
@@ -96,6 +96,17 @@ impl ResultRefs {
 #[derive(Clone)]
 pub struct Bridge(Arc<Inner>, Arc<Scope>);
 
+/// A bridge as its own build knows it, without keeping it.
+#[derive(Clone)]
+pub struct WeakBridge(Weak<Inner>, Weak<Scope>);
+
+impl WeakBridge {
+    /// Returns the bridge while its build runs.
+    pub fn get(&self) -> Option<Bridge> {
+        Some(Bridge(self.0.upgrade()?, self.1.upgrade()?))
+    }
+}
+
 struct Inner {
     parts: Arc<Parts>,
     build: Arc<BuildContext>,
@@ -121,7 +132,10 @@ impl Bridge {
             root: root.clone(),
             slots: Mutex::new(None),
         };
-        Self(Arc::new(inner), root)
+        let this = Self(Arc::new(inner), root);
+        // A second attempt of the build has a bridge of its own.
+        *this.0.build.bridge.lock() = Some(WeakBridge(Arc::downgrade(&this.0), Arc::downgrade(&this.1)));
+        this
     }
 
     /// Returns the scope of the request that this bridge serves.
@@ -164,6 +178,7 @@ impl Bridge {
     /// # Errors
     /// A definition that is not valid or not allowed; with `evaluate`, also whatever building it fails with.
     pub async fn solve(&self, request: FrontendRequest) -> Result<FrontendResult, EngineError> {
+        let request = crate::frontend::plain(request);
         let evaluate = request.evaluate;
         self.0.build.policies.add(request.policies.clone());
         for import in &request.cache_imports {

@@ -12,11 +12,14 @@ use kiln_llb::Graph;
 use kiln_oci::Platform;
 use kiln_solver::{EventSink, OpContext, VertexChange, VertexEvent as SolverEvent};
 use kiln_stdx::Digest;
+use kiln_store::Blob;
 use parking_lot::Mutex;
 use tempfile::TempPath;
 
+use crate::bridge::WeakBridge;
 use crate::error::Location;
 use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
+use crate::history::Kept;
 use crate::policy::Policies;
 use crate::source::git::GitPin;
 use crate::source::http::Fetched;
@@ -54,12 +57,18 @@ pub struct BuildContext {
     pub git: Mutex<HashMap<String, GitPin>>,
     /// Files of the web that were looked up, by what names them.
     pub http: Mutex<HashMap<Digest, Fetched>>,
+    /// Files of the web that the build was told of and must find again, whatever is pruned meanwhile.
+    pub held: Mutex<Vec<Blob>>,
     /// Which sources the build may use.
     pub policies: Policies,
     /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
     pub near: Mutex<HashMap<String, String>>,
     /// Cache mounts that have begun anew for this build, by id and beginning.
     pub fresh_mounts: Mutex<HashSet<(String, Option<String>)>>,
+    /// What the build itself is asked through, for operations that build.
+    pub bridge: Mutex<Option<WeakBridge>>,
+    /// What is kept in the history.
+    pub kept: Kept,
     /// A file with certificate authorities that steps shall trust.
     pub ca_bundle: OnceLock<TempPath>,
     vertices: Mutex<HashMap<Digest, VertexEvent>>,
@@ -79,9 +88,12 @@ impl BuildContext {
             images: Mutex::default(),
             git: Mutex::default(),
             http: Mutex::default(),
+            held: Mutex::default(),
             policies: Policies::default(),
             near: Mutex::default(),
             fresh_mounts: Mutex::default(),
+            bridge: Mutex::default(),
+            kept: Kept::default(),
             ca_bundle: OnceLock::new(),
             vertices: Mutex::new(HashMap::new()),
             misses: Mutex::new(HashMap::new()),
@@ -296,10 +308,12 @@ fn cancel(vertex: &mut VertexEvent) {
 
 fn status(vertex: Digest, id: &str, current: u64, total: u64, started: SystemTime, done: bool) -> Event {
     let now = SystemTime::now();
+    // Clients tell by the name what is transferred from them.
+    let name = if id.starts_with("transferring ") { "transferring" } else { "" };
     Event::Status(StatusEvent {
         vertex,
         id: id.to_owned(),
-        name: String::new(),
+        name: name.to_owned(),
         current: i64::try_from(current).unwrap_or(i64::MAX),
         total: i64::try_from(total).unwrap_or(i64::MAX),
         timestamp: now,

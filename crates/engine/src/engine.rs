@@ -111,10 +111,10 @@ impl Engine {
             () = open.cancel.cancelled() => Err(EngineError::canceled()),
             () = lost => Err(EngineError::new(ErrorClass::Canceled, "the client's session ended")),
         };
-        if !request.internal {
-            self.0.history.completed(&Record::completed(&request, started, &open.build, &outcome));
-        }
         let outcome = outcome.map_err(|error| self.explained(error));
+        if !request.internal {
+            self.0.history.completed(&request, started, &open.build, &outcome, self.0.parts.scribe.as_ref());
+        }
         open.succeeded = outcome.is_ok();
         outcome
     }
@@ -155,6 +155,7 @@ impl Engine {
             crate::cache::import(&bridge, import).await?;
         }
         let result = if is_driven_by_client(request) {
+            bridge.scope().driven(&request.frontend_attrs, &request.frontend_inputs);
             self.driven_by_client(open, &bridge, request).await?
         } else {
             let frontend = FrontendRequest {
@@ -177,6 +178,11 @@ impl Engine {
         let chosen = crate::export::session_exporters(&bridge, request, &result).await?;
         let request = chosen.as_ref().unwrap_or(request);
         let mut response = crate::export::run(&bridge, request, &result).await?;
+        if !request.internal
+            && let Err(error) = crate::provenance::Teller::keep(&bridge, request, &result).await
+        {
+            tracing::warn!(%error, "cannot tell the history how a result was made");
+        }
         // What the frontend says for the client.
         let told = result.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
         response.exporter.extend(told.map(|(k, v)| (k.clone(), String::from_utf8_lossy(v).into_owned())));

@@ -133,7 +133,9 @@ pub async fn run(
             examine(bridge.parts(), &source).await;
         }
         vertex.end(outcome.as_ref().err().map(ToString::to_string));
-        response.exporter.extend(outcome?);
+        let told = outcome?;
+        bridge.build().kept.delivered(number, &told);
+        response.exporter.extend(told);
     }
     Ok(response)
 }

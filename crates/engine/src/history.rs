@@ -3,15 +3,20 @@
 //! Records hold the request without anything secret: attribute values that carry credentials never enter a request,
 //! and build arguments whose names look secret are masked.
 
-use std::collections::BTreeMap;
+mod attachment;
+mod trace;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kiln_stdx::ErrorClass;
+use kiln_stdx::{Digest, ErrorClass};
 use kiln_store::{Meta, Table};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+
+pub use attachment::{ATTACHMENT_MAX, Attachment, Attachments, Failure, Kept, PREDICATE_KEY, Scribe};
 
 use crate::build::BuildContext;
 use crate::error::EngineError;
@@ -30,6 +35,11 @@ impl Default for HistoryLimits {
     }
 }
 
+/// Media types of what is kept.
+const LOGS_TYPE: &str = "application/vnd.buildkit.status.v0";
+// The misspelling is that of the clients.
+const FAILURE_TYPE: &str = "application/vnd.googeapis.google.rpc.status+proto";
+const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
 /// Changes that a listener may lag behind before it has to read the list again.
 const CHANGES: usize = 256;
 
@@ -55,6 +65,18 @@ pub struct Record {
     pub warnings: usize,
     pub pinned: bool,
     pub generation: i32,
+    /// The status code of a build that failed.
+    pub error_code: i32,
+    /// The error with all that is known of it.
+    pub failure: Option<Attachment>,
+    /// What was shown while the build ran.
+    pub logs: Option<Attachment>,
+    /// When each step ran.
+    pub trace: Option<Attachment>,
+    /// What outputs delivered, by their number.
+    pub results: BTreeMap<usize, Attachment>,
+    /// What is told of the results, by platform; under no name for a result without platforms.
+    pub statements: BTreeMap<String, Vec<Attachment>>,
 }
 
 /// A change of the history.
@@ -87,8 +109,8 @@ impl Record {
         }
     }
 
-    /// Returns the record of a build that has ended.
-    pub fn completed(
+    /// Returns the record of a build that has ended, without what is kept beside it.
+    fn ended(
         request: &SolveRequest,
         started: SystemTime,
         build: &BuildContext,
@@ -108,7 +130,14 @@ impl Record {
                 record.canceled = error.class() == ErrorClass::Canceled;
             }
         }
+        record.results = build.kept.results();
         record
+    }
+
+    /// Returns the digests of everything that is kept beside the record.
+    fn attached(&self) -> BTreeSet<String> {
+        let single = [&self.failure, &self.logs, &self.trace].into_iter().flatten();
+        single.chain(self.statements.values().flatten()).map(|attachment| attachment.digest.clone()).collect()
     }
 }
 
@@ -130,6 +159,7 @@ fn nanos(at: SystemTime) -> u64 {
 #[derive(Clone)]
 pub struct History {
     table: Arc<Table>,
+    attachments: Attachments,
     changes: broadcast::Sender<Change>,
     limits: HistoryLimits,
 }
@@ -137,7 +167,9 @@ pub struct History {
 impl History {
     /// Returns the history in `meta`, a file of its own; builds that a killed engine left open are closed as failed.
     pub fn new(meta: &Meta, limits: HistoryLimits) -> Self {
-        let this = Self { table: Arc::new(meta.table("history")), changes: broadcast::Sender::new(CHANGES), limits };
+        let attachments = Attachments::new(meta.table("history.attachments"));
+        let (table, changes) = (Arc::new(meta.table("history")), broadcast::Sender::new(CHANGES));
+        let this = Self { table, attachments, changes, limits };
         for mut record in this.list() {
             if record.completed == 0 {
                 record.completed = record.created.max(1);
@@ -154,11 +186,38 @@ impl History {
         let _ = self.changes.send(Change::Started(record.clone()));
     }
 
-    /// Notes a build that has ended, and drops old records.
-    pub fn completed(&self, record: &Record) {
-        self.put(record);
-        let _ = self.changes.send(Change::Completed(record.clone()));
+    /// Notes a build that has ended, with what is kept of it, and drops old records.
+    pub fn completed(
+        &self,
+        request: &SolveRequest,
+        started: SystemTime,
+        build: &BuildContext,
+        outcome: &Result<SolveResponse, EngineError>,
+        scribe: &dyn Scribe,
+    ) {
+        let mut record = Record::ended(request, started, build, outcome);
+        if let Err(error) = outcome {
+            let failure = scribe.failure(error);
+            (record.error_code, record.error) = (failure.code, failure.message);
+            record.failure = self.attachments.add(FAILURE_TYPE, &failure.encoded);
+        }
+        record.logs = self.attachments.add(LOGS_TYPE, &scribe.events(&build.log, ATTACHMENT_MAX));
+        let trace = trace::trace(&record.reference, started, SystemTime::now(), &record.error, &build.log);
+        record.trace = self.attachments.add(trace::MEDIA_TYPE, &trace);
+        for (platform, kind, predicate) in build.kept.take_statements() {
+            if let Some(mut attachment) = self.attachments.add(STATEMENT_TYPE, &predicate) {
+                attachment.annotations.insert(PREDICATE_KEY.to_owned(), kind);
+                record.statements.entry(platform).or_default().push(attachment);
+            }
+        }
+        self.put(&record);
+        let _ = self.changes.send(Change::Completed(record));
         self.expire();
+    }
+
+    /// Returns the bytes of what is kept beside a record.
+    pub fn attachment(&self, digest: &Digest) -> Option<Vec<u8>> {
+        self.attachments.get(digest)
     }
 
     /// Returns all records, newest first.
@@ -193,8 +252,7 @@ impl History {
     /// There is no such record.
     pub fn delete(&self, reference: &str) -> Result<(), EngineError> {
         let record = self.get(reference).ok_or_else(|| missing(reference))?;
-        self.table.delete(reference.as_bytes());
-        let _ = self.changes.send(Change::Deleted(record));
+        self.drop_record(record);
         Ok(())
     }
 
@@ -216,9 +274,15 @@ impl History {
         let old = |(place, record): &(usize, Record)| *place >= most || record.completed < oldest;
         let finished = self.list().into_iter().filter(|r| r.completed != 0 && !r.pinned).enumerate();
         for (_, record) in finished.filter(old) {
-            self.table.delete(record.reference.as_bytes());
-            let _ = self.changes.send(Change::Deleted(record));
+            self.drop_record(record);
         }
+    }
+
+    fn drop_record(&self, record: Record) {
+        self.table.delete(record.reference.as_bytes());
+        let kept: BTreeSet<String> = self.list().iter().flat_map(Record::attached).collect();
+        record.attached().difference(&kept).for_each(|digest| self.attachments.remove(digest));
+        let _ = self.changes.send(Change::Deleted(record));
     }
 }
 

@@ -62,9 +62,7 @@ fn operation(parts: &Arc<Parts>, vertex: &Arc<LlbVertex>) -> Result<Arc<dyn Op<I
         LlbOp::Merge(merge) => Arc::new(ops::merge::Merge::new(parts.clone(), merge)),
         LlbOp::Diff(diff) => Arc::new(ops::diff::Diff::new(parts.clone(), diff)),
         LlbOp::Passthrough(pass) => Arc::new(ops::passthrough::Passthrough::new(pass, vertex.inputs.len())),
-        LlbOp::Build(_) => {
-            return Err(EngineError::user("a build op inside a definition is not supported by this engine"));
-        }
+        LlbOp::Build(build) => Arc::new(ops::build::Build::new(parts.clone(), build, vertex.inputs.len())),
     })
 }
 

@@ -13,6 +13,7 @@ use kiln_store::{Blob, Store};
 use crate::build::BuildContext;
 use crate::error::EngineError;
 use crate::frontend::gateway::GatewayServer;
+use crate::history::Scribe;
 use crate::runtime_dir::RuntimeDir;
 
 /// Shared by every operation.
@@ -30,6 +31,8 @@ pub struct Parts {
     pub frontends: FrontendRules,
     /// What whoever runs the engine adds to provenance.
     pub provenance_env: serde_json::Map<String, serde_json::Value>,
+    /// Writes what the history keeps.
+    pub scribe: Arc<dyn Scribe>,
     /// Serves frontends in images.
     pub gateway: Arc<dyn GatewayServer>,
     /// Sockets and other short-lived files of running steps; on a tmpfs where there is one.

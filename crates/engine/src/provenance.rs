@@ -21,14 +21,14 @@ use kiln_oci::{Descriptor, Platform};
 use kiln_stdx::{ErrorClass, rand_id};
 use serde_json::{Map, Value, json};
 
-use crate::bridge::{Bridge, FrontendResult, Ref};
+use crate::bridge::{Bridge, FrontendResult, Ref, ResultRefs};
 use crate::error::EngineError;
 use crate::request::SolveRequest;
 
 use capture::Capture;
 use options::Mode;
 pub use options::Options;
-pub use predicate::{DOCKERFILE_VERSION, seconds};
+pub use predicate::{DOCKERFILE_VERSION, seconds, time};
 pub use scope::{Asked, ImageSource, Scope};
 use steps::Steps;
 
@@ -52,6 +52,8 @@ pub struct Teller<'a> {
     result: &'a FrontendResult,
     platforms: Vec<(String, Platform)>,
     id: String,
+    /// Whether descriptors of layers are told.
+    layers: bool,
 }
 
 impl<'a> Teller<'a> {
@@ -66,12 +68,40 @@ impl<'a> Teller<'a> {
         platforms: Vec<(String, Platform)>,
     ) -> Result<Option<Self>, EngineError> {
         let options = Options::of(&request.frontend_attrs)?;
-        Ok(options.map(|options| Self { bridge, options, result, platforms, id: rand_id() }))
+        Ok(options.map(|options| {
+            let layers = options.mode == Mode::Max;
+            Self { bridge, options, result, platforms, id: rand_id(), layers }
+        }))
+    }
+
+    /// Tells the history of every result, all but the layers, which nobody may have asked for.
+    ///
+    /// # Errors
+    /// A bad option, or a graph that cannot be read.
+    pub async fn keep(
+        bridge: &'a Bridge,
+        request: &SolveRequest,
+        result: &'a FrontendResult,
+    ) -> Result<(), EngineError> {
+        let builder_id = Options::of(&request.frontend_attrs)?.map(|options| options.builder_id).unwrap_or_default();
+        let options = Options { mode: Mode::Max, builder_id, ..Options::default() };
+        let platforms = crate::export::named(result)?;
+        let teller = Self { bridge, options, result, platforms, id: rand_id(), layers: false };
+        let refs: Vec<(String, Option<Ref>)> = match &result.refs {
+            ResultRefs::Single(reference) => vec![(String::new(), reference.clone())],
+            ResultRefs::Map(map) => map.iter().map(|(id, reference)| (id.clone(), reference.clone())).collect(),
+        };
+        for (platform, reference) in refs {
+            if let Some(told) = teller.attest(&platform, reference.as_ref()).await? {
+                bridge.build().kept.told(&platform, &told.predicate_type, told.predicate);
+            }
+        }
+        Ok(())
     }
 
     /// Tells whether descriptors of layers are wanted.
     pub fn wants_layers(&self) -> bool {
-        self.options.mode == Mode::Max
+        self.layers
     }
 
     /// Makes the attestation of one platform's result; none for an empty one.
@@ -98,9 +128,11 @@ impl<'a> Teller<'a> {
             if let Some(source) = steps::sources(definition, &steps)? {
                 details.insert("source".into(), source);
             }
-            let layers = self.layers(reference, definition, &steps).await?;
-            if !layers.is_empty() {
-                details.insert("layers".into(), json!(layers));
+            if self.layers {
+                let layers = self.layers_of(reference, definition, &steps).await?;
+                if !layers.is_empty() {
+                    details.insert("layers".into(), json!(layers));
+                }
             }
         }
         let told = predicate::Told {
@@ -158,7 +190,7 @@ impl<'a> Teller<'a> {
     }
 
     /// Returns the descriptors of the layers that steps led to, by `step:output`.
-    async fn layers(
+    async fn layers_of(
         &self,
         reference: &Ref,
         definition: &Definition,

@@ -16,7 +16,7 @@ pub use build::build;
 pub use format::{CacheConfig, CacheInput, CacheLayer, CacheRecord, ChainedResult, LayerAnnotations, LayerResult};
 pub use inline::{inline_records, parse_inline};
 pub use manifest::{CacheForm, CacheManifest, read_manifest, write_manifest};
-pub use parse::{ParsedCache, parse};
+pub use parse::{ParsedCache, parse, seconds};
 
 /// Annotation of a layer's uncompressed digest.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";

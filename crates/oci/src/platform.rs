@@ -122,9 +122,11 @@ impl Platform {
         have.variant == want.variant || level(&have) <= level(&want)
     }
 
-    /// Returns how well `self` answers `wanted`, higher is better; none when it does not run there.
+    /// Returns how well `self` answers `wanted`, higher is better; none when it does not run there. Of images that are
+    /// alike but for the version of the OS, the one of the version that is asked for is better.
     pub fn rank(&self, wanted: &Platform) -> Option<u32> {
-        self.satisfies(wanted).then(|| level(&self.clone().normalize()))
+        let exact = !wanted.os_version.is_empty() && self.os_version == wanted.os_version;
+        self.satisfies(wanted).then(|| level(&self.clone().normalize()) * 2 + u32::from(exact))
     }
 
     /// Returns the text without OS version and features, `os/arch[/variant]`.
@@ -134,6 +136,15 @@ impl Platform {
             text = format!("{text}/{}", self.variant);
         }
         text
+    }
+
+    /// Returns the text with the version of the OS, `os(version)/arch[/variant]`.
+    pub fn full(&self) -> String {
+        let short = self.short();
+        match (self.os_version.as_str(), short.strip_prefix(&self.os)) {
+            ("", _) | (_, None) => short,
+            (version, Some(rest)) => format!("{}({version}){rest}", self.os),
+        }
     }
 }
 
@@ -189,6 +200,17 @@ impl FromStr for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_of_the_system_count_where_they_are_asked_for() {
+        let old = Platform::parse("windows(1.1.0)/amd64").unwrap();
+        let new = Platform::parse("windows(1.2.3)/amd64").unwrap();
+        assert_eq!((old.full().as_str(), old.short().as_str()), ("windows(1.1.0)/amd64", "windows/amd64"));
+        assert_eq!(Platform::parse("linux/arm/v7").unwrap().full(), "linux/arm/v7");
+        assert!(old.rank(&old) > new.rank(&old));
+        let any = Platform::parse("windows/amd64").unwrap();
+        assert_eq!(old.rank(&any), new.rank(&any));
+    }
 
     #[test]
     fn texts_are_normalised() {

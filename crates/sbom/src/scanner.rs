@@ -1,6 +1,7 @@
 //! Collects packages from records, one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bytes::{ReadAt, whole};
 use crate::elf::Sections;
@@ -18,7 +19,7 @@ const NOTE: usize = 8 << 20;
 #[derive(Debug, Default)]
 pub struct Scanner {
     os: OsRelease,
-    found: BTreeMap<Package, ()>,
+    found: BTreeSet<Package>,
 }
 
 impl Scanner {
@@ -32,7 +33,7 @@ impl Scanner {
                 None => Vec::new(),
             },
         };
-        self.found.extend(found.into_iter().map(|package| (package, ())));
+        self.found.extend(found);
     }
 
     fn text(&mut self, record: Record, path: &str, bytes: &[u8]) -> Vec<Package> {
@@ -58,7 +59,7 @@ impl Scanner {
     /// Returns the distribution and what was found, sorted; a package that several records name is there once.
     pub fn finish(self) -> (OsRelease, Vec<Package>) {
         let mut merged: BTreeMap<(Ecosystem, String), Package> = BTreeMap::new();
-        for mut package in self.found.into_keys() {
+        for mut package in self.found {
             if matches!(package.ecosystem, Ecosystem::Deb | Ecosystem::Apk) {
                 package.namespace = match (self.os.id.is_empty(), package.ecosystem) {
                     (false, _) => self.os.id.clone(),
@@ -69,10 +70,8 @@ impl Scanner {
                 package.qualifiers.sort();
             }
             match merged.entry((package.ecosystem, package.purl())) {
-                std::collections::btree_map::Entry::Occupied(mut known) => {
-                    known.get_mut().found.append(&mut package.found)
-                }
-                std::collections::btree_map::Entry::Vacant(free) => drop(free.insert(package)),
+                Entry::Occupied(mut known) => known.get_mut().found.append(&mut package.found),
+                Entry::Vacant(free) => drop(free.insert(package)),
             }
         }
         (self.os, merged.into_values().collect())

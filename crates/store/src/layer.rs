@@ -264,7 +264,7 @@ impl Store {
             chain: lazy.chain,
             description: lazy.description,
             record_type: lazy.record_type,
-            created: now,
+            created: if lazy.created == 0 { now } else { lazy.created },
             diff_id: Some(lazy.diff_id),
             chain_id: Some(lazy.chain_id),
             origin: Some(lazy.origin),

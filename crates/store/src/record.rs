@@ -81,6 +81,8 @@ pub struct LazyLayer {
     pub chain: Vec<LayerId>,
     /// For people: `pulled from docker.io/library/alpine:3`.
     pub description: String,
+    /// When its content was made, seconds since 1970; 0 means now.
+    pub created: u64,
     /// What it is for.
     pub record_type: RecordType,
 }

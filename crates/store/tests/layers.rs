@@ -103,6 +103,7 @@ fn equal_image_layers_are_one() {
         chain_id: ChainId(Digest::of(chain)),
         origin: "registry".into(),
         chain: Vec::new(),
+        created: 0,
         description: "pulled".into(),
         record_type: RecordType::Regular,
     };
@@ -139,6 +140,7 @@ fn pulled_blobs_keep_their_archive_in_other_forms() {
             chain_id: ChainId(blob.digest()),
             origin: "registry".into(),
             chain: Vec::new(),
+            created: 0,
             description: "pulled".into(),
             record_type: RecordType::Regular,
         })

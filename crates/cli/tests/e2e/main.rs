@@ -1,5 +1,6 @@
 //! End to end: the real program, its real engine, real files. Each test has a state root and an engine of its own.
 
+mod api;
 mod bad_input;
 mod cache;
 mod checks;

@@ -85,7 +85,7 @@ if touch "$BUILDKIT_SCAN_SOURCE/x"; then exit 7; fi
         .iter()
         .map(|s| format!("{} {}", s["predicate"]["name"], s["predicate"]["files"][0]["fileName"]).replace('"', ""))
         .collect();
-    assert_eq!(told, ["sbom /high", "sbom-context /Dockerfile", "sbom-made /tool"]);
+    assert_eq!(told, ["sbom /high", "sbom-context /low", "sbom-made /tool"]);
     let core = &statements[0]["predicate"];
     assert_eq!(core["comment"], "deep");
     let of = |file: usize| core["files"][file]["comment"].as_str().expect("a layer").to_owned();

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
-use kiln_exporter::cacheconfig::{DESCRIPTION, UNCOMPRESSED};
+use kiln_exporter::cacheconfig::{CREATED_AT, DESCRIPTION, UNCOMPRESSED, seconds};
 use kiln_oci::{Descriptor, DiffId, chain_ids, media};
 use kiln_solver::OpContext;
 use kiln_stdx::ErrorClass;
@@ -40,12 +40,13 @@ impl CachedStacks {
             let description = descriptor.annotations.get(DESCRIPTION).filter(|text| !text.is_empty());
             let description = description.cloned().unwrap_or_else(|| format!("imported from {}", self.origin.name()));
             layers.push(self.parts.store.lazy_layer(LazyLayer {
-                descriptor: descriptor.clone(),
+                descriptor: plain(descriptor),
                 diff_id: *diff_id,
                 chain_id,
                 origin: self.origin.name(),
                 chain: layers.iter().map(Layer::id).collect(),
                 description,
+                created: created(descriptor),
                 record_type: RecordType::Regular,
             })?);
         }
@@ -117,6 +118,22 @@ impl StackLoader<ImmutableRef> for CachedStacks {
     }
 }
 
+/// Returns a descriptor without what the cache notes of its layer, which images that have the layer are not to say.
+fn plain(descriptor: &Descriptor) -> Descriptor {
+    let mut plain = descriptor.clone();
+    for note in [CREATED_AT, DESCRIPTION, UNCOMPRESSED] {
+        plain.annotations.remove(note);
+    }
+    plain
+}
+
+/// Returns when a layer was made, as the cache tells; 0 if it does not. An image that is made of it then has the times that
+/// it had where the cache comes from.
+fn created(descriptor: &Descriptor) -> u64 {
+    let noted = descriptor.annotations.get(CREATED_AT).map_or(0, |text| seconds(text));
+    u64::try_from(noted).unwrap_or(0)
+}
+
 /// Returns the digest of a blob's archive: as annotated, or the blob's own where it is not compressed.
 fn diff_id(descriptor: &Descriptor) -> Result<DiffId, EngineError> {
     let noted = descriptor.annotations.get(UNCOMPRESSED).and_then(|text| text.parse().ok());
@@ -141,5 +158,11 @@ mod tests {
         let mut noted = blob(media::OCI_LAYER_GZIP);
         noted.annotations.insert(UNCOMPRESSED.into(), Digest::of("tar").to_string());
         assert_eq!(diff_id(&noted).unwrap(), DiffId(Digest::of("tar")));
+        assert_eq!(created(&noted), 0);
+        noted.annotations.insert(CREATED_AT.into(), "1970-01-01T00:01:40Z".into());
+        assert_eq!(created(&noted), 100);
+        noted.annotations.insert("mine".into(), "1".into());
+        let left = plain(&noted);
+        assert_eq!((left.annotations.len(), left.digest), (1, noted.digest));
     }
 }

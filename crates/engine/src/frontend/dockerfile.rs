@@ -106,7 +106,7 @@ impl Task<'_> {
                 warn(bridge, &lowered.warnings, source);
             }
             let reference = bridge.define(sourced(lowered.definition.clone(), source)).await?;
-            let id = lowered.platform.short();
+            let id = named(&lowered.platform);
             let suffix = if multi { format!("/{id}") } else { String::new() };
             result.metadata.insert(format!("containerimage.config{suffix}"), lowered.config_json.clone());
             if let Some(base) = &lowered.base_config {
@@ -168,6 +168,11 @@ struct SourceFile {
     text: Vec<u8>,
     definition: Option<Definition>,
     vertex: Digest,
+}
+
+/// Names the result for a platform. Versions of Windows are platforms of their own, those of other systems are not.
+fn named(platform: &Platform) -> String {
+    if platform.os == "windows" { platform.full() } else { platform.short() }
 }
 
 /// Names what is built, so that its steps are known again next time.

@@ -30,6 +30,16 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     }
 }
 
+/// Returns a request that asks for the built-in frontend by its own name as one that says so plainly.
+pub fn plain(mut request: FrontendRequest) -> FrontendRequest {
+    const OWN: &str = "dockerfile.v0";
+    if request.frontend == "gateway.v0" && request.attrs.get("source").is_some_and(|source| source == OWN) {
+        request.attrs.remove("source");
+        request.frontend = OWN.to_owned();
+    }
+    request
+}
+
 /// Returns the frontend that a Dockerfile or the request asks for instead of the built-in one, with its command line.
 ///
 /// A frontend that was started for such a line must not start another one.
@@ -49,7 +59,7 @@ pub fn other_syntax(request: &FrontendRequest, text: &[u8]) -> Option<(String, S
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::other_syntax;
+    use super::{other_syntax, plain};
     use crate::request::FrontendRequest;
 
     #[test]
@@ -65,5 +75,17 @@ mod tests {
         assert_eq!(other_syntax(&with(&[("cmdline", "me/fe:1")]), text), None);
         let asked = with(&[("build-arg:BUILDKIT_SYNTAX", "you/fe:2")]);
         assert_eq!(other_syntax(&asked, text).unwrap().0, "you/fe:2");
+    }
+
+    #[test]
+    fn the_built_in_frontend_has_one_name() {
+        let request = |source: &str| {
+            let attrs = BTreeMap::from([("source".to_owned(), source.to_owned())]);
+            plain(FrontendRequest { frontend: "gateway.v0".into(), attrs, ..FrontendRequest::default() })
+        };
+        let own = request("dockerfile.v0");
+        assert_eq!((own.frontend.as_str(), own.attrs.len()), ("dockerfile.v0", 0));
+        let other = request("me/fe:1");
+        assert_eq!((other.frontend.as_str(), other.attrs.len()), ("gateway.v0", 1));
     }
 }

@@ -104,7 +104,14 @@ impl Files {
     pub async fn resolve_remote(&mut self, bridge: &Bridge) -> Result<Option<Definition>, EngineError> {
         let bad = |e: kiln_dockerfile::DockerfileError| EngineError::user(e.to_string());
         let host = Platform::host();
-        let Some(definition) = self.context.definition(&host).map_err(bad)? else { return Ok(None) };
+        // Only an archive has directories in it.
+        let unscoped = match &self.context {
+            MainContext::Http { url, archive: false, .. } => {
+                MainContext::Http { url: url.clone(), archive: false, subdir: None }
+            }
+            other => other.clone(),
+        };
+        let Some(definition) = unscoped.definition(&host).map_err(bad)? else { return Ok(None) };
         let MainContext::Http { url, archive, subdir } = &self.context else { return Ok(Some(definition)) };
         if *archive {
             return Ok(Some(definition));

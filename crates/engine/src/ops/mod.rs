@@ -1,5 +1,6 @@
 //! The operations of LLB over store, executor and sources: one file each.
 
+pub mod build;
 pub mod diff;
 pub mod exec;
 pub mod file;

@@ -216,7 +216,7 @@ pub fn seconds(at: SystemTime) -> String {
 }
 
 /// Returns a time as RFC 3339 has it, in UTC, with nanoseconds.
-fn time(time: SystemTime) -> String {
+pub fn time(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     // Civil date from days: the year begins in March, so that the leap day is the last one.

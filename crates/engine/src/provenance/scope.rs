@@ -1,7 +1,7 @@
 //! Who asked for what in a build: the requests of its frontends as a tree, each with what it solved and looked up.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kiln_llb::{Definition, Graph, LoadOptions};
 use kiln_oci::Platform;
@@ -37,6 +37,8 @@ pub struct Scope {
     pub asked: Option<Asked>,
     /// The request that the one of this scope came of, if it is not the same.
     pub root: Option<Asked>,
+    /// What the client that drives the build itself said of it.
+    driver: OnceLock<Asked>,
     refs: Mutex<Vec<Ref>>,
     images: Mutex<Vec<ImageSource>>,
     children: Mutex<Vec<Arc<Scope>>>,
@@ -47,10 +49,17 @@ impl Scope {
     pub fn child(&self, request: &FrontendRequest) -> Arc<Self> {
         let asked =
             Asked { frontend: request.frontend.clone(), attrs: request.attrs.clone(), inputs: request.inputs.clone() };
-        let root = self.root.clone().or_else(|| self.asked.clone());
+        let root = self.root.as_ref().or(self.asked.as_ref()).or(self.driver.get()).cloned();
         let child = Arc::new(Self { asked: Some(asked), root, ..Self::default() });
         self.children.lock().push(child.clone());
         child
+    }
+
+    /// Notes that a client drives the build itself, and what it said of it.
+    pub fn driven(&self, attrs: &BTreeMap<String, String>, inputs: &BTreeMap<String, Definition>) {
+        let asked = Asked { frontend: String::new(), attrs: attrs.clone(), inputs: inputs.clone() };
+        // A build has one client.
+        let _ = self.driver.set(asked);
     }
 
     /// Remembers a result that was defined here.

@@ -42,7 +42,7 @@ pub struct Target {
 
 /// Who scans.
 pub enum Scanner {
-    Image(ScannerImage),
+    Image(Box<ScannerImage>),
     Own,
 }
 
@@ -60,10 +60,11 @@ impl Scanner {
         Ok(match &wanted.generator {
             Some(options::Generator::Own) => Self::Own,
             Some(options::Generator::Image(name)) => {
-                Self::Image(ScannerImage::named(bridge, name, platform, pull, &wanted.parameters).await?)
+                let image = ScannerImage::named(bridge, name, platform, pull, &wanted.parameters).await?;
+                Self::Image(Box::new(image))
             }
             None => match ScannerImage::usual(bridge, platform, pull, &wanted.parameters).await {
-                Some(image) => Self::Image(image),
+                Some(image) => Self::Image(Box::new(image)),
                 None => Self::Own,
             },
         })

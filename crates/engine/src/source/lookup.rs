@@ -17,6 +17,7 @@ use crate::provenance::ImageSource;
 use crate::session::SessionCredentials;
 
 /// What is asked of an image.
+#[derive(Clone)]
 pub struct ImageQuery<'a> {
     /// A reference; for a layout `path@digest`.
     pub name: &'a str,
@@ -66,7 +67,7 @@ pub async fn image_config(bridge: &Bridge, query: ImageQuery<'_>) -> Result<Reso
     Ok(resolved)
 }
 
-async fn origin(
+pub(super) async fn origin(
     bridge: &Bridge,
     name: &str,
     layout: Option<(String, String)>,

@@ -73,6 +73,7 @@ pub async fn http(bridge: &Bridge, op: &SourceOp) -> Result<Fetched, EngineError
         return source.checked(known);
     }
     let fetched = fetch(bridge.parts(), &sessions(bridge).await, &source, &|_, _| {}).await?;
+    bridge.build().held.lock().extend(bridge.parts().store.blob(&fetched.digest));
     bridge.build().http.lock().insert(key, fetched.clone());
     Ok(fetched)
 }

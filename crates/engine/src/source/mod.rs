@@ -1,5 +1,6 @@
 //! Where graphs begin: images, local directories, repositories, files from the web.
 
+pub mod attested;
 pub mod git;
 pub mod http;
 pub mod http_date;

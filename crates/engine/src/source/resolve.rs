@@ -121,7 +121,7 @@ async fn manifest_for(
 }
 
 /// Returns the best manifest of an index for a platform. Attestations are never chosen.
-fn choose(index: &Index, platform: &Platform) -> Option<Descriptor> {
+pub(super) fn choose(index: &Index, platform: &Platform) -> Option<Descriptor> {
     let runnable = |d: &&Descriptor| {
         !d.annotations.contains_key("vnd.docker.reference.type")
             && d.platform.as_ref().is_none_or(|p| p.os != "unknown")

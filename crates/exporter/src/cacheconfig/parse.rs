@@ -175,6 +175,6 @@ impl Stacks<'_> {
 }
 
 /// Returns seconds since 1970; a text that is no time counts as very old.
-fn seconds(text: &str) -> i64 {
+pub fn seconds(text: &str) -> i64 {
     text.parse::<jiff::Timestamp>().map_or(i64::MIN, jiff::Timestamp::as_second)
 }

@@ -111,6 +111,7 @@ fn pull(below: &ImmutableRef, layer: usize) -> Result<Layer> {
         chain_id: ChainId(Digest::of(format!("chain {} {layer}", blob.diff_id))),
         origin: "registry".into(),
         chain: below.layer_ids(),
+        created: 0,
         description: format!("layer {layer}"),
         record_type: RecordType::Regular,
     })?;

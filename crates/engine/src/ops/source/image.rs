@@ -150,6 +150,9 @@ pub(crate) fn layers(
     let diff_ids = &image.config.rootfs.diff_ids;
     let chains = chain_ids(diff_ids);
     let mut layers: Vec<Layer> = Vec::new();
+    // An image's history tells when its layers were made; those that are not told of are as old as their note here.
+    let told = image.config.history.iter().filter(|entry| !entry.empty_layer);
+    let mut told = told.map(|entry| entry.created.as_deref().map_or(0, kiln_exporter::cacheconfig::seconds));
     for ((descriptor, diff_id), chain_id) in image.manifest.layers.iter().zip(diff_ids).zip(chains).take(limit) {
         let lazy = LazyLayer {
             descriptor: descriptor.clone(),
@@ -157,6 +160,7 @@ pub(crate) fn layers(
             chain_id,
             origin: image.locator.clone(),
             description: format!("pulled from {name}"),
+            created: told.next().and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
             record_type: RecordType::Regular,
             chain: layers.iter().map(Layer::id).collect(),
         };
