@@ -104,8 +104,14 @@ impl Plan {
         resolved: &Resolved,
         target: Option<&str>,
     ) -> Result<(), DockerfileError> {
+        let mut diagnostics = Vec::new();
         for (index, stage) in file.stages.iter().enumerate() {
-            self.add_stage(file, options, stage, index).map_err(|f| f.at(stage.lines))?;
+            if let Err(fault) = self.add_stage(file, options, stage, index) {
+                diagnostics.push(Diagnostic::from(fault.at(stage.lines)));
+            }
+        }
+        if !diagnostics.is_empty() {
+            return Err(DockerfileError { diagnostics, warnings: Vec::new() });
         }
         self.target = self.find_target(target)?;
         self.link_commands(file)?;

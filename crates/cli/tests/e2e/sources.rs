@@ -101,6 +101,8 @@ fn repository(dir: &Path) -> Option<PathBuf> {
     git(&work, &["init", "-q"]);
     std::fs::write(work.join("file"), "one").expect("write");
     std::fs::write(work.join("docs/page"), "words").expect("write");
+    std::fs::write(work.join("Dockerfile"), "FROM scratch\nCOPY file /copied\n").expect("write");
+    std::fs::write(work.join("docs/Dockerfile"), "FROM scratch\nCOPY page /copied\n").expect("write");
     git(&work, &["add", "."]);
     git(&work, &["commit", "-qm", "first"]);
     git(&work, &["tag", "v1"]);
@@ -156,4 +158,38 @@ fn a_file_that_has_not_changed_is_not_sent_again() {
     let (image, _) = env.build_image(&["--build-context", &base]);
     assert_eq!(image.text("data"), "second");
     assert_eq!(server.take_log(), ["HEAD /data", "GET /data"]);
+}
+
+#[test]
+fn contexts_may_lie_elsewhere() {
+    let env = crate::env();
+    let Some(web) = repository(env.path()) else { kiln_testkit::skip!("no git on this host") };
+    let packed = kiln_testkit::base::tar_of(&env.path().join("work"));
+    std::fs::write(web.join("context.tar"), packed).expect("write");
+    std::fs::write(web.join("plain"), "FROM scratch\nLABEL from=web\n").expect("write");
+    std::fs::write(env.path().join("own.Dockerfile"), "FROM scratch\nCOPY file /renamed\n").expect("write");
+    let server = FileServer::start(&web);
+    let built = |context: &str, args: &[&str]| {
+        let (place, out) = (format!("{}/{context}", server.address), env.out("tree"));
+        let output = format!("type=local,dest={}", out.display());
+        let all = ["build", "-o", &output].into_iter().chain(args.iter().copied()).chain([place.as_str()]);
+        let _ = env.kiln(all).dir(env.path()).finish().ok();
+        let names = std::fs::read_dir(&out).map(|dir| dir.flatten().map(|e| e.path()).collect::<Vec<_>>());
+        let text = names.unwrap_or_default().first().map(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            format!("{name}={}", std::fs::read_to_string(file).expect("read"))
+        });
+        let _ = std::fs::remove_dir_all(&out);
+        text.unwrap_or_default()
+    };
+    assert_eq!(built("repo.git", &[]), "copied=two");
+    assert_eq!(built("repo.git#v1", &[]), "copied=one");
+    assert_eq!(built("repo.git#trunk:docs", &[]), "copied=words");
+    assert_eq!(built("repo.git?branch=trunk&subdir=docs", &[]), "copied=words");
+    assert_eq!(built("repo.git?tag=v1", &["-f", "Dockerfile"]), "copied=one");
+    assert_eq!(built("context.tar", &[]), "copied=two");
+    assert_eq!(built("context.tar", &["-f", "own.Dockerfile"]), "renamed=two");
+    assert_eq!(built("plain", &[]), "");
+    let asked = env.kiln(["build", "--call=targets", &format!("{}/repo.git", server.address)]).finish().ok();
+    assert_eq!(asked.out(), "TARGET    DESCRIPTION\n(default) \n");
 }

@@ -26,7 +26,7 @@ pub use rewrite::{Edit, Target, apply, diff, propose, unified};
 /// A kind of advice.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Topic {
-    /// Name for output and for `--skip`.
+    /// Name for output.
     pub name: &'static str,
     /// What is found, in one line.
     pub title: &'static str,
