@@ -42,7 +42,7 @@ fn each_error_is_one_line_and_a_hint() {
     for (args, want) in [
         (
             vec!["build"],
-            "ERROR: please specify build context (e.g. \".\" for the current directory)\nhint: kiln build [OPTIONS] PATH | -\n".to_owned(),
+            "ERROR: please specify build context (e.g. \".\" for the current directory)\nhint: kiln build [OPTIONS] PATH | URL | -\n".to_owned(),
         ),
         (vec!["build", "nowhere"], "ERROR: unable to prepare context: path \"nowhere\" not found\n".to_owned()),
         (
