@@ -28,23 +28,20 @@ impl RegistryTable {
     /// Returns what the registry client is told.
     ///
     /// # Errors
-    /// A file that cannot be read, more than one client certificate.
+    /// A file that cannot be read.
     pub fn settings(mut self) -> Result<HostConfig, String> {
         for dir in std::mem::take(&mut self.tlsconfigdir) {
             self.add_directory(&dir)?;
         }
-        if self.keypair.len() > 1 {
-            return Err(format!("one client certificate can be used, and {} are given", self.keypair.len()));
-        }
         for file in self.ca.iter().chain(self.keypair.iter().flat_map(|p| [&p.key, &p.cert])) {
             std::fs::File::open(file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?;
         }
-        let keypair = self.keypair.pop().map(|p| KeyPair { key: p.key, cert: p.cert });
-        let RegistryTable { mirrors, http, insecure, ca, .. } = self;
-        Ok(HostConfig { mirrors, http, insecure, ca, keypair })
+        let RegistryTable { mirrors, http, insecure, ca, keypair, .. } = self;
+        let keypairs = keypair.into_iter().map(|p| KeyPair { key: p.key, cert: p.cert }).collect();
+        Ok(HostConfig { mirrors, http, insecure, ca, keypairs })
     }
 
-    /// Adds the authorities (`*.crt`) and the client certificate (`*.cert` with its `*.key`) of a directory.
+    /// Adds the authorities (`*.crt`) and the client certificates (`*.cert`, each with its `*.key`) of a directory.
     fn add_directory(&mut self, dir: &Path) -> Result<(), String> {
         let listed = std::fs::read_dir(dir).map_err(|e| format!("cannot read `{}`: {e}", dir.display()))?;
         let mut files: Vec<PathBuf> = listed.flatten().map(|entry| entry.path()).collect();
@@ -72,16 +69,19 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_gives_authorities_and_a_pair() {
+    fn a_directory_gives_authorities_and_pairs() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["own.crt", "client.cert", "client.key", "notes.txt"] {
+        for name in ["own.crt", "client.cert", "client.key", "other.cert", "other.key", "notes.txt"] {
             std::fs::write(dir.path().join(name), "x").unwrap();
         }
         let text = format!("[registry.\"r.test\"]\ntlsconfigdir = [\"{}\"]\n", dir.path().display());
         let found = &hosts(&text).unwrap()["r.test"];
         assert_eq!(found.ca, [dir.path().join("own.crt")]);
-        let pair = KeyPair { key: dir.path().join("client.key"), cert: dir.path().join("client.cert") };
-        assert_eq!(found.keypair, Some(pair));
+        let pair = |name: &str| KeyPair {
+            key: dir.path().join(format!("{name}.key")),
+            cert: dir.path().join(format!("{name}.cert")),
+        };
+        assert_eq!(found.keypairs, [pair("client"), pair("other")]);
         std::fs::remove_file(dir.path().join("client.key")).unwrap();
         assert!(hosts(&text).unwrap_err().contains("client.key"));
     }

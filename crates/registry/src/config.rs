@@ -39,8 +39,8 @@ pub struct HostConfig {
     pub insecure: bool,
     /// PEM files of further certificate authorities.
     pub ca: Vec<PathBuf>,
-    /// Client certificate.
-    pub keypair: Option<KeyPair>,
+    /// Client certificates; the registry's wishes choose among several.
+    pub keypairs: Vec<KeyPair>,
 }
 
 /// PEM files of a client certificate.

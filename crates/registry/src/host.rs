@@ -1,18 +1,18 @@
 //! Registry hosts: their HTTP clients, schemes, mirrors and transfer permits.
 
 use std::collections::HashMap;
-use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use reqwest::{Certificate, Client, Identity, Url, redirect};
+use reqwest::{Client, Url, redirect};
 use tokio::sync::Semaphore;
 
 use crate::config::{HostConfig, RegistryConfig};
 use crate::error::ErrorKind;
 use crate::repository::Repository;
+use crate::tls;
 
 /// Docker Hub's name in references, and the host that serves its API.
 const HUB: &str = "docker.io";
@@ -130,7 +130,7 @@ impl Hosts {
         let fallback = HostConfig::default();
         let settings = self.settings(authority).unwrap_or(&fallback);
         let loopback = is_loopback(authority);
-        let has_tls = settings.insecure || !settings.ca.is_empty() || settings.keypair.is_some();
+        let has_tls = settings.insecure || !settings.ca.is_empty() || !settings.keypairs.is_empty();
         let schemes: &[&str] = match settings.http {
             Some(true) if settings.insecure => &["https", "http"],
             Some(true) => &["http"],
@@ -151,7 +151,7 @@ impl Hosts {
             // Without TLS the system's certificates are not needed, so their absence must not be an error.
             builder = builder.tls_certs_only([]);
         } else {
-            builder = with_tls(builder, settings)?;
+            builder = builder.tls_backend_preconfigured(tls::client_config(settings)?);
         }
         let client = builder.build().map_err(ErrorKind::from_http)?;
         Ok(Host {
@@ -162,29 +162,6 @@ impl Hosts {
             permits: Arc::new(Semaphore::new(self.config.max_concurrency.max(1))),
         })
     }
-}
-
-fn with_tls(mut builder: reqwest::ClientBuilder, settings: &HostConfig) -> Result<reqwest::ClientBuilder, ErrorKind> {
-    let read = |path: &std::path::Path| {
-        fs::read(path).map_err(|e| ErrorKind::Config(format!("cannot read `{}`: {e}", path.display())))
-    };
-    let bad = |path: &std::path::Path, what: &str| {
-        ErrorKind::Config(format!("`{}` holds no usable {what} in PEM form", path.display()))
-    };
-    for path in &settings.ca {
-        let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|_| bad(path, "certificate"))?;
-        if certificates.is_empty() {
-            return Err(bad(path, "certificate"));
-        }
-        builder = builder.tls_certs_merge(certificates);
-    }
-    if let Some(pair) = &settings.keypair {
-        let mut pem = read(&pair.key)?;
-        pem.push(b'\n');
-        pem.extend(read(&pair.cert)?);
-        builder = builder.identity(Identity::from_pem(&pem).map_err(|_| bad(&pair.cert, "key pair"))?);
-    }
-    Ok(builder.tls_danger_accept_invalid_certs(settings.insecure))
 }
 
 /// Returns `host[:port]` of a URL.

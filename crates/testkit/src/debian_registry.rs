@@ -32,7 +32,9 @@ impl Certificates {
         std::fs::write(dir.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n")
             .unwrap_or_else(|e| panic!("{e}"));
         let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-        run(&format!("req -x509 {key} -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem"));
+        // Authorities are told apart by their names.
+        let name = dir.file_name().unwrap_or_default().display();
+        run(&format!("req -x509 {key} -days 2 -subj /CN=ca-{name} -keyout ca.key -out ca.pem"));
         for name in ["server", "client"] {
             run(&format!("req -new {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
             run(&format!(

@@ -77,7 +77,7 @@ async fn ask(
         let usual = pb::TerminalSize { rows: 24, columns: 80 };
         request.terminal = Some(terminal::size().unwrap_or(usual));
     }
-    let pull = Pull::watch(engine, &request.r#ref, mode, progress);
+    let pull = Pull::watch(engine, &request.r#ref, mode, ProgressEnv { phase: "Pulling", ..progress });
     let (stdin, ports) = (request.stdin, request.ports.clone());
     let (input, messages) = mpsc::channel(MESSAGES);
     // The channel is empty, so this finds room.

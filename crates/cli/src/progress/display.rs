@@ -49,7 +49,7 @@ impl<W: Write + Clone> Display<W> {
         let view = match mode {
             Mode::Tty => {
                 let options = TtyOptions {
-                    phase: "Building".to_owned(),
+                    phase: env.phase.to_owned(),
                     description: "kiln".to_owned(),
                     style: env.style.clone(),
                     log_lines: env.log_lines,

@@ -24,6 +24,8 @@ pub const NAMES: [&str; 6] = ["auto", "none", "plain", "quiet", "rawjson", "tty"
 /// What the environment says about progress.
 #[derive(Clone, Debug)]
 pub struct ProgressEnv {
+    /// What is going on, at the head of the live view.
+    pub phase: &'static str,
     /// Value of `BUILDKIT_PROGRESS`; used when the mode is `auto`.
     pub mode: Option<String>,
     /// Whether standard error is a terminal.
@@ -42,6 +44,7 @@ impl ProgressEnv {
     /// Reads the variables through `var`.
     pub fn read(var: impl Fn(&str) -> Option<String>, terminal: bool) -> ProgressEnv {
         ProgressEnv {
+            phase: "Building",
             mode: var("BUILDKIT_PROGRESS").filter(|v| !v.is_empty()),
             terminal,
             log_lines: var("BUILDKIT_TTY_LOG_LINES").and_then(|v| v.parse().ok()).filter(|&n| n > 0).unwrap_or(6),

@@ -210,4 +210,12 @@ fn own_authorities_and_client_certificates() {
     let _ = push(&format!("[registry.\"{}\"]\nhttp = false\n", registry.host)).fails_with("certificate");
     let _ = push(&table).fails_with("failed to push");
     let _ = push(&format!("{table}{pair}")).ok();
+    // Among several pairs that one is taken whose authority the registry knows.
+    let other_dir = env.out("other");
+    std::fs::create_dir(&other_dir).expect("mkdir");
+    let other = Certificates::make(&other_dir).expect("openssl was here before");
+    let foreign = |name: &str| other.dir.join(name).display().to_string();
+    let foreign = format!("{{ key = \"{}\", cert = \"{}\" }}", foreign("client.key"), foreign("client.pem"));
+    let _ = push(&format!("{table}keypair = [{foreign}]\n")).fails_with("failed to push");
+    let _ = push(&format!("{table}{}", pair.replace("= [", &format!("= [{foreign}, ")))).ok();
 }
