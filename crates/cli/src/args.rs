@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use kiln_session::SessionError;
+use kiln_session::tls::{ClientTls, TlsFiles};
+
 use crate::build::flags::BuildFlags;
+use crate::error::CliError;
 use crate::run::flags::RunFlags;
 
 /// kiln builds container images.
@@ -36,12 +40,59 @@ pub struct Global {
         allow_hyphen_values = true
     )]
     pub root: Option<PathBuf>,
-    /// Address of an engine that runs already (unix://PATH, default $BUILDKIT_HOST); none is started then
-    #[arg(long, global = true, value_name = "ADDR")]
+    /// Address of an engine that runs already (unix://PATH or tcp://HOST:PORT, default $BUILDKIT_HOST); none is started
+    #[arg(long, global = true, value_name = "ADDR", alias = "builder")]
     pub addr: Vec<String>,
+    /// TLS towards that engine.
+    #[command(flatten)]
+    pub tls: TlsFlags,
     /// Show more: details of warnings and errors
     #[arg(short = 'D', long, global = true, action = ArgAction::SetTrue)]
     pub debug: bool,
+}
+
+/// TLS towards an engine at a TCP address. All files are PEM.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TlsFlags {
+    /// Certificates that may have signed the engine's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tlscacert: Option<PathBuf>,
+    /// The client's certificate
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tlscert: Option<PathBuf>,
+    /// The key of the client's certificate
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tlskey: Option<PathBuf>,
+    /// Name that the engine's certificate is for, when it is not that of the address
+    #[arg(long, global = true, value_name = "NAME")]
+    pub tlsservername: Option<String>,
+    /// Directory with ca.pem, cert.pem and key.pem in place of the three files
+    #[arg(long, global = true, value_name = "DIR")]
+    pub tlsdir: Option<PathBuf>,
+}
+
+impl TlsFlags {
+    /// Returns what the flags say; none when they say nothing.
+    ///
+    /// # Errors
+    /// The files are named twice, cannot be read, or do not belong together.
+    pub fn load(&self) -> Result<Option<ClientTls>, CliError> {
+        let bad = |e: SessionError| CliError::user(e.to_string());
+        let named = TlsFiles {
+            ca: self.tlscacert.clone(),
+            cert: self.tlscert.clone(),
+            key: self.tlskey.clone(),
+            server_name: self.tlsservername.clone(),
+        };
+        let files = match &self.tlsdir {
+            Some(_) if !named.is_empty() => {
+                return Err(CliError::user("--tlsdir stands for --tlscacert, --tlscert and --tlskey: give it alone"));
+            }
+            Some(dir) => TlsFiles { server_name: named.server_name, ..TlsFiles::in_dir(dir).map_err(bad)? },
+            None => named,
+        };
+        if files.is_empty() { Ok(None) } else { files.load().map(Some).map_err(bad) }
+    }
 }
 
 /// The commands.

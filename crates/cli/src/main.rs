@@ -4,6 +4,7 @@
 
 mod args;
 mod build;
+mod buildctl;
 mod client;
 mod commands;
 mod env;
@@ -32,6 +33,7 @@ fn main() {
     let result = match face {
         Face::Kiln => kiln(&args),
         Face::Buildkitd => buildkitd(&args),
+        Face::Buildctl => buildctl::run(&args, &env::Env::of_process()),
         other => Err(CliError::environment(format!("this build of kiln has no {} commands", other.name()))
             .hint("invoke the binary as `kiln`")),
     };

@@ -1,13 +1,13 @@
 //! Builds the engine from its parts: which drivers, which directories.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_engine::history::HistoryLimits;
 use kiln_engine::parts::{FrontendRules, StepDefaults};
 use kiln_engine::runtime_dir::RuntimeDir;
 use kiln_engine::{Engine, History, Parts};
-use kiln_executor::{SandboxConfig, SandboxExecutor};
+use kiln_executor::{Executor, Networks, RuncConfig, RuncExecutor, SandboxConfig, SandboxExecutor};
 use kiln_registry::{Registry, RegistryConfig};
 use kiln_session::SessionRegistry;
 use kiln_snapshot::{CopySnapshotter, OverlaySnapshotter, Snapshotter};
@@ -21,12 +21,14 @@ use crate::{DaemonConfig, DaemonError};
 const RECHECK: &str = "KILN_RECHECK";
 /// `overlay` or `copy`; without it, overlay where the kernel has it.
 const DRIVER: &str = "KILN_SNAPSHOTTER";
+/// An OCI runtime that runs steps where the configuration names none; the engine's own sandbox without it.
+const RUNTIME: &str = "KILN_OCI_RUNTIME";
 
-/// Opens the state and returns the engine. Must be called within a tokio runtime.
+/// Opens the state and returns the engine, and what it says of itself. Must be called within a tokio runtime.
 ///
 /// # Errors
 /// The root is in use or cannot be written.
-pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
+pub fn engine(config: &DaemonConfig) -> Result<(Engine, About), DaemonError> {
     let mut store_config = StoreConfig::new(&config.root);
     if let Some(seconds) = std::env::var(RECHECK).ok().and_then(|v| v.parse().ok()) {
         store_config.recheck = std::time::Duration::from_secs(seconds);
@@ -43,8 +45,9 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
     if let Some(most) = settings.registry_concurrency {
         registry.max_concurrency = most.max(1);
     }
-    let executor = SandboxExecutor::new(SandboxConfig::default())
-        .map_err(|e| start("preparing the sandbox", std::io::Error::other(e)))?;
+    let (networks, network) = settings.network.networks(&config.root)?;
+    let executor = executor(config, networks).map_err(|e| start("preparing the sandbox", std::io::Error::other(e)))?;
+    let about = About { network, ..About::of(config) };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let provenance_env = match &settings.provenance_env_dir {
         Some(dir) => {
@@ -55,7 +58,7 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
     let parts = Parts {
         provenance_env,
         snapshotter: snapshotter(settings.snapshotter.as_deref()),
-        executor: Arc::new(executor),
+        executor,
         registry: Registry::new(registry),
         sessions: SessionRegistry::new(),
         entitlements: settings.entitlements.clone(),
@@ -70,7 +73,7 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
             allowed_repositories: settings.frontends.allowed_repositories.clone(),
         },
         scribe: Arc::new(crate::scribe::WireScribe),
-        gateway: Arc::new(Gateway::new(About::of(config))),
+        gateway: Arc::new(Gateway::new(about.clone())),
         runtime_dir,
         work: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
         unpacks: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
@@ -81,7 +84,19 @@ pub fn engine(config: &DaemonConfig) -> Result<Engine, DaemonError> {
         age: settings.history.max_age.unwrap_or(HistoryLimits::default().age),
         entries: settings.history.max_entries.unwrap_or(HistoryLimits::default().entries),
     };
-    Ok(Engine::new(Arc::new(parts), History::new(&history, keep)))
+    Ok((Engine::new(Arc::new(parts), History::new(&history, keep)), about))
+}
+
+/// Returns what runs steps.
+fn executor(config: &DaemonConfig, networks: Networks) -> Result<Arc<dyn Executor>, kiln_executor::ExecError> {
+    let sandbox = SandboxConfig { networks, ..SandboxConfig::default() };
+    let named = std::env::var_os(RUNTIME).filter(|name| !name.is_empty()).map(PathBuf::from);
+    Ok(match config.settings.runtime.clone().or(named) {
+        None => Arc::new(SandboxExecutor::new(sandbox)?),
+        Some(program) => {
+            Arc::new(RuncExecutor::new(RuncConfig { program, state: config.root.join("tmp/runtime"), sandbox })?)
+        }
+    })
 }
 
 fn start(what: &'static str, source: std::io::Error) -> DaemonError {

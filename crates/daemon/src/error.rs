@@ -23,6 +23,12 @@ pub enum DaemonError {
         /// What is wrong with it.
         why: String,
     },
+    /// Certificates that cannot be used.
+    #[error("TLS: {why}")]
+    Tls {
+        /// What is wrong with them.
+        why: String,
+    },
     /// Another engine serves this root.
     #[error("another engine uses state root {root}")]
     InUse {
@@ -43,7 +49,7 @@ impl DaemonError {
     /// Returns the class of the error.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Config { .. } => ErrorClass::UserInput,
+            Self::Config { .. } | Self::Tls { .. } => ErrorClass::UserInput,
             _ => ErrorClass::Environment,
         }
     }

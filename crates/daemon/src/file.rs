@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kiln_stdx::suggest::nearest;
 use serde::Deserialize;
@@ -13,6 +12,9 @@ use serde::Deserialize;
 use crate::DaemonError;
 use crate::registry_table::RegistryTable;
 use crate::settings::{Dns, Settings};
+use crate::space::duration;
+use crate::tls::TlsSettings;
+use crate::worker_table;
 
 /// Names at the top of the file.
 const KNOWN: &[&str] = &[
@@ -84,8 +86,7 @@ struct Log {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 struct Grpc {
     address: Vec<String>,
-    #[serde(rename = "debugAddress")]
-    _debug_address: Option<String>,
+    debug_address: Option<String>,
     uid: Option<u32>,
     gid: Option<u32>,
     #[serde(rename = "securityDescriptor")]
@@ -123,54 +124,8 @@ struct Cdi {
 #[serde(default, deny_unknown_fields)]
 struct Workers {
     oci: BTreeMap<String, toml::Value>,
-    #[serde(rename = "containerd")]
-    _containerd: BTreeMap<String, toml::Value>,
+    containerd: BTreeMap<String, toml::Value>,
 }
-
-/// Keys of `[worker.oci]` that change what this engine does.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Worker {
-    labels: BTreeMap<String, String>,
-    platforms: Vec<String>,
-    snapshotter: String,
-    #[serde(rename = "max-parallelism")]
-    max_parallelism: usize,
-    #[serde(rename = "defaultCgroupParent")]
-    cgroup_parent: String,
-    #[serde(rename = "networkMode")]
-    network_mode: String,
-}
-
-/// All keys of `[worker.oci]`.
-const WORKER_KEYS: &[&str] = &[
-    "enabled",
-    "labels",
-    "platforms",
-    "snapshotter",
-    "rootless",
-    "noProcessSandbox",
-    "gc",
-    "gckeepstorage",
-    "reservedSpace",
-    "maxUsedSpace",
-    "minFreeSpace",
-    "gcpolicy",
-    "networkMode",
-    "cniConfigPath",
-    "cniBinaryPath",
-    "cniPoolSize",
-    "bridgeName",
-    "bridgeSubnet",
-    "binary",
-    "proxySnapshotterPath",
-    "defaultCgroupParent",
-    "stargzSnapshotter",
-    "apparmor-profile",
-    "selinux",
-    "max-parallelism",
-    "userRemapUnsupported",
-];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -224,24 +179,19 @@ impl ConfigFile {
             return Err(format!("unknown setting `{name}`{}", near.unwrap_or_default()));
         }
         let file = File::deserialize(table).map_err(|e| e.to_string().trim().to_owned())?;
-        let worker = worker(&file.worker.oci)?;
         let mut settings = Settings { entitlements: file.entitlements, ..Settings::default() };
+        worker_table::apply(&file.worker.oci, &mut settings)?;
+        containerd(&file.worker.containerd)?;
         for entitlement in &settings.entitlements {
             known_entitlement(entitlement)?;
         }
         if file.proxy_network {
             return Err("proxyNetwork is not supported by this engine".to_owned());
         }
-        if !file.grpc.tls.cert.is_empty() || !file.grpc.tls.key.is_empty() || !file.grpc.tls.ca.is_empty() {
-            return Err("[grpc.tls] is not supported by this engine".to_owned());
-        }
+        settings.tls =
+            TlsSettings { cert: path(file.grpc.tls.cert), key: path(file.grpc.tls.key), ca: path(file.grpc.tls.ca) };
+        settings.debug_address = file.grpc.debug_address.filter(|a| !a.is_empty());
         settings.provenance_env_dir = file.provenance_env_dir;
-        settings.labels = worker.labels;
-        settings.platforms = worker.platforms;
-        settings.max_parallelism = Some(worker.max_parallelism).filter(|n| *n > 0);
-        settings.cgroup_parent = Some(worker.cgroup_parent).filter(|p| !p.is_empty());
-        settings.snapshotter = snapshotter(&worker.snapshotter)?;
-        network_mode(&worker.network_mode)?;
         settings.registry_concurrency = file.system.max_registry_concurrency;
         for (host, table) in file.registry {
             let host_settings = table.settings().map_err(|why| format!("[registry.\"{host}\"]: {why}"))?;
@@ -273,22 +223,18 @@ impl ConfigFile {
     }
 }
 
-fn worker(table: &BTreeMap<String, toml::Value>) -> Result<Worker, String> {
-    // Keys of this table were always read whatever their case.
-    let known = |key: &String| WORKER_KEYS.iter().find(|k| k.eq_ignore_ascii_case(key));
-    let mut exact = toml::Table::new();
-    for (key, value) in table {
-        let key = known(key).ok_or_else(|| format!("unknown key {key:?} in [worker.oci]"))?;
-        exact.insert((*key).to_owned(), value.clone());
+/// The table of another kind of worker is for whoever has that worker too; only turning it on is refused.
+fn containerd(table: &BTreeMap<String, toml::Value>) -> Result<(), String> {
+    match table.iter().find(|(key, _)| key.eq_ignore_ascii_case("enabled")) {
+        Some((_, toml::Value::Boolean(true))) => {
+            Err("[worker.containerd] enabled = true: the containerd worker is not supported by this engine".to_owned())
+        }
+        _ => Ok(()),
     }
-    Worker::deserialize(exact).map_err(|e| format!("[worker.oci]: {e}"))
 }
 
-fn network_mode(mode: &str) -> Result<(), String> {
-    match mode {
-        "" | "auto" | "host" => Ok(()),
-        other => Err(format!("network mode {other:?} is not supported by this engine, use \"auto\" or \"host\"")),
-    }
+fn path(text: String) -> Option<PathBuf> {
+    Some(text).filter(|t| !t.is_empty()).map(PathBuf::from)
 }
 
 /// Returns the engine's own name of a snapshotter.
@@ -325,46 +271,13 @@ fn level(text: &str, trace: bool) -> Result<Option<String>, String> {
     }
 }
 
-/// Reads `"48h"`, `"1h30m"` or a number of seconds.
-fn duration(value: &toml::Value) -> Result<Duration, String> {
-    match value {
-        toml::Value::Integer(seconds) => {
-            u64::try_from(*seconds).map(Duration::from_secs).map_err(|_| format!("bad duration {seconds}"))
-        }
-        toml::Value::String(text) => text
-            .parse()
-            .map(Duration::from_secs)
-            .ok()
-            .or_else(|| parts(text))
-            .ok_or_else(|| format!("bad duration {text:?}")),
-        other => Err(format!("bad duration {other}")),
-    }
-}
-
-/// Adds up numbers with units, largest first.
-fn parts(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
-        let seconds = match &rest[digits..unit_end] {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        total += Duration::try_from_secs_f64(number * seconds).ok()?;
-        rest = &rest[unit_end..];
-    }
-    (!text.is_empty()).then_some(total)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::network::NetworkKind;
+    use crate::space::Space;
 
     #[test]
     fn a_file_of_that_daemon_is_understood() {
@@ -376,13 +289,23 @@ mod tests {
             [grpc]
             address = ["unix:///run/x.sock"]
             gid = 12
+            debugAddress = "127.0.0.1:6060"
+            [grpc.tls]
+            cert = "/c"
+            key = "/k"
             [worker.oci]
             maxUsedSpace = "10GB"
             max-parallelism = 3
+            binary = "crun"
+            networkMode = "bridge"
+            bridgeSubnet = "10.9.0.0/16"
+            cniPoolSize = 4
             [worker.oci.labels]
             zone = "b"
             [[worker.oci.gcpolicy]]
             all = true
+            keepDuration = "48h"
+            minFreeSpace = "20%"
             [registry."docker.io"]
             mirrors = ["cache.example:5000/hub"]
             [registry."cache.example:5000"]
@@ -413,6 +336,20 @@ mod tests {
         assert_eq!(s.history.max_entries, Some(7));
         assert_eq!(s.frontends.allowed_repositories, ["example.com/fe"]);
         assert_eq!(s.socket_owner, (None, Some(12)));
+        assert_eq!((s.tls.cert.as_deref(), s.tls.ca), (Some(Path::new("/c")), None));
+        assert_eq!(s.debug_address.as_deref(), Some("127.0.0.1:6060"));
+        assert_eq!(s.runtime.as_deref(), Some(Path::new("crun")));
+        assert_eq!(s.network.kind, NetworkKind::parse("bridge").unwrap());
+        assert_eq!((s.network.pool, s.network.subnet.is_some()), (4, true));
+        let gc = s.gc.unwrap();
+        assert_eq!(gc.maximum, Space::Bytes(10 << 30));
+        assert_eq!((gc.rules[0].keep, gc.rules[0].free), (Duration::from_secs(48 * 3600), Space::Percent(20)));
+    }
+
+    #[test]
+    fn garbage_collection_can_be_turned_off() {
+        assert!(ConfigFile::parse("[worker.oci]\ngc = false").unwrap().settings.gc.is_none());
+        assert!(ConfigFile::parse("[worker.oci]\nsnapshotter = \"auto\"").unwrap().settings.gc.is_some());
     }
 
     #[test]
@@ -425,6 +362,10 @@ mod tests {
             ("[frontend.\"other.v0\"]\nenabled = true", "other.v0"),
             ("[worker.oci]\nsnapshotter = \"tape\"", "tape"),
             ("[worker.oci]\nnetworkMode = \"cni\"", "cni"),
+            ("[worker.oci]\nbridgeSubnet = \"10\"", "invalid subnet"),
+            ("[worker.oci]\nreservedSpace = \"much\"", "invalid disk space"),
+            ("[worker.oci]\nselinux = true", "selinux is not supported"),
+            ("[worker.containerd]\nenabled = true", "containerd worker is not supported"),
             ("[history]\nmaxAge = \"1 week\"", "1 week"),
             ("[log]\nformat = \"xml\"", "xml"),
         ] {

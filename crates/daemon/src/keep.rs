@@ -61,6 +61,8 @@ impl Socket {
     ) {
         loop {
             tokio::select! {
+                // First: a name that goes because the engine ends does not come back.
+                biased;
                 () = stop.cancelled() => return,
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
@@ -111,6 +113,7 @@ impl Direct {
             let task = listener.take().map(|l| tokio::spawn(l.serve(sessions.clone(), serving.clone())));
             let stopped = loop {
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => break true,
                     () = next(&mut changed) => if place(&path) != now { break false },
                 }

@@ -11,13 +11,18 @@ use std::task::{Context, Poll};
 use futures::{Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream};
 use tonic::transport::server::Connected;
 
-use crate::DaemonError;
+use crate::{DaemonError, tls};
 
 /// The first descriptor that socket activation hands over.
 const FIRST_FD: i32 = 3;
+/// Connections that have agreed on TLS and may wait to be served.
+const BACKLOG: usize = 16;
 
 /// A socket that connections come from.
 pub enum Listener {
@@ -129,10 +134,29 @@ fn adopt(fd: OwnedFd) -> std::io::Result<Listener> {
 }
 
 impl Listener {
-    /// Returns the connections that come, counted.
-    pub fn connections(self, counter: &Arc<AtomicUsize>) -> Connections {
+    /// Returns where it listens, for messages.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Unix(_, Some(path)) => path.display().to_string(),
+            Self::Unix(_, None) => "a socket that was handed over".to_owned(),
+            Self::Tcp(socket) => socket.local_addr().map(|a| a.to_string()).unwrap_or_default(),
+        }
+    }
+
+    /// Returns the connections that come, counted; those that are not of a unix socket by TLS, where it is given.
+    pub fn connections(self, counter: &Arc<AtomicUsize>, tls: Option<&TlsAcceptor>) -> Connections {
         let counter = counter.clone();
         match self {
+            Self::Tcp(socket) if tls.is_some() => {
+                let (accepted, streams) = mpsc::channel(BACKLOG);
+                if let Some(tls) = tls {
+                    tokio::spawn(tls::accept(socket, tls.clone(), accepted));
+                }
+                Box::pin(
+                    ReceiverStream::new(streams)
+                        .map(move |c| c.map(|io| Counted::new(Io::Tls(Box::new(io)), &counter))),
+                )
+            }
             Self::Unix(socket, _) => {
                 Box::pin(UnixListenerStream::new(socket).map(move |c| c.map(|io| Counted::new(Io::Unix(io), &counter))))
             }
@@ -150,6 +174,7 @@ impl Listener {
 enum Io {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// A connection that is counted while it lives.
@@ -189,7 +214,7 @@ impl Connected for Counted {
     fn connect_info(&self) -> Self::ConnectInfo {
         match &self.io {
             Io::Unix(io) => Peer { uid: io.peer_cred().ok().map(|peer| peer.uid()) },
-            Io::Tcp(_) => Peer::default(),
+            Io::Tcp(_) | Io::Tls(_) => Peer::default(),
         }
     }
 }
@@ -199,6 +224,7 @@ macro_rules! each {
         match &mut $self.io {
             Io::Unix($io) => $call,
             Io::Tcp($io) => $call,
+            Io::Tls($io) => $call,
         }
     };
 }

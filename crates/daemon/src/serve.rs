@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use kiln_stdx::limits;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -31,9 +32,11 @@ use crate::control::ControlService;
 use crate::health::Serving;
 use crate::keep::{self, Direct, Socket};
 use crate::kiln::KilnService;
-use crate::listen::{Counted, Listener, listen};
+use crate::listen::{Connections, Counted, Listener, listen};
+use crate::notify::notify;
+use crate::traces::Collector;
 use crate::workers::About;
-use crate::{DaemonConfig, DaemonError, compose, memory};
+use crate::{DaemonConfig, DaemonError, collect, compose, debug, memory};
 
 /// How long running calls may take to end once the engine has been told to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -89,26 +92,11 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
     let start = |what| move |source| DaemonError::Start { what, source };
     let mut terminate = signal(SignalKind::terminate()).map_err(start("waiting for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(start("waiting for signals"))?;
-    let Some(engine) = open(&mut config).await? else { return Ok(()) };
-    let about = About::of(&config);
+    let tls = config.settings.tls.load()?;
+    let Some((engine, about)) = open(&mut config).await? else { return Ok(()) };
     let connections = Arc::new(AtomicUsize::new(0));
     let stop = CancellationToken::new();
-    let mut incoming = SelectAll::new();
-    let mut sockets = Vec::new();
-    let mut named = Vec::new();
-    for address in &config.addresses {
-        for listener in listen(address, config.group.as_deref(), config.settings.socket_owner).await? {
-            match listener {
-                Listener::Unix(socket, Some(path)) => {
-                    sockets.push(path.clone());
-                    let direct = Direct::bind(socket_path(&path));
-                    let socket = Socket::new(socket, path, config.group.clone(), config.settings.socket_owner);
-                    named.push((socket, direct));
-                }
-                other => incoming.push(other.connections(&connections)),
-            }
-        }
-    }
+    let Sockets { mut incoming, paths: sockets, named } = Sockets::open(&config, tls.as_ref(), &connections).await?;
     let dirs: Vec<&Path> = sockets.iter().filter_map(|path| path.parent()).collect();
     let changed = keep::watch(&dirs);
     for (socket, direct) in named {
@@ -120,25 +108,39 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
         tokio::spawn(socket.serve(accepted, changed.clone(), stop.clone()));
         tokio::spawn(direct.serve(engine.parts().sessions.clone(), changed.clone(), stop.clone()));
     }
+    if let Some(address) = &config.settings.debug_address {
+        debug::serve(address, &engine, about.gc.clone(), stop.clone()).await?;
+    }
+    if !about.gc.is_empty() {
+        tokio::spawn(collect::run(engine.clone(), about.gc.clone(), stop.clone()));
+    }
+    if let Some(collector) = Collector::from_env(|name| std::env::var(name).ok()) {
+        tokio::spawn(collector.run(engine.clone(), stop.clone()));
+    }
     ready(&mut config);
     tokio::spawn(memory::give_back(engine.active()));
+    notify("READY=1");
     let idle = idle(engine.clone(), connections, config.idle_timeout);
-    let ended = {
-        let stop = stop.clone();
-        async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                () = idle => {}
-            }
-            stop.cancel();
+    let cut_off = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = idle => {}
+        }
+        notify("STOPPING=1");
+        stop.cancel();
+        // Calls that do not end by themselves are cut off: a stopping engine does not hang. A second word means now.
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = tokio::time::sleep(GRACE) => {}
         }
     };
-    let server = router(&engine, about).serve_with_incoming_shutdown(incoming, ended);
+    let stopped = stop.clone().cancelled_owned();
+    let server = router(&engine, about).serve_with_incoming_shutdown(incoming, stopped);
     let result = tokio::select! {
         result = server => result,
-        // Calls that do not end by themselves are cut off: a stopping engine does not hang.
-        () = async { stop.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+        () = cut_off => Ok(()),
     };
     for path in sockets {
         let _ = std::fs::remove_file(path);
@@ -151,6 +153,46 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
     result.map_err(|e| DaemonError::Start { what: "serving", source: std::io::Error::other(e) })
 }
 
+/// What the engine listens on.
+struct Sockets {
+    incoming: SelectAll<Connections>,
+    /// Unix sockets that go when the engine does.
+    paths: Vec<PathBuf>,
+    /// The same, with where directories are handed over.
+    named: Vec<(Socket, Direct)>,
+}
+
+impl Sockets {
+    /// Opens the addresses of a configuration.
+    async fn open(
+        config: &DaemonConfig,
+        tls: Option<&TlsAcceptor>,
+        connections: &Arc<AtomicUsize>,
+    ) -> Result<Self, DaemonError> {
+        let (mut incoming, mut paths, mut named) = (SelectAll::new(), Vec::new(), Vec::new());
+        let (group, owner) = (config.group.as_deref(), config.settings.socket_owner);
+        for address in &config.addresses {
+            for listener in listen(address, group, owner).await? {
+                tracing::info!("running server on {}", listener.place());
+                match listener {
+                    Listener::Unix(socket, Some(path)) => {
+                        paths.push(path.clone());
+                        let direct = Direct::bind(socket_path(&path));
+                        named.push((Socket::new(socket, path, config.group.clone(), owner), direct));
+                    }
+                    other => {
+                        if tls.is_none() && matches!(other, Listener::Tcp(_)) {
+                            tracing::warn!("whoever reaches {} may use this engine: there is no TLS", other.place());
+                        }
+                        incoming.push(other.connections(connections, tls));
+                    }
+                }
+            }
+        }
+        Ok(Self { incoming, paths, named })
+    }
+}
+
 /// Tells the starter that clients are served.
 fn ready(config: &mut DaemonConfig) {
     if let Some(fd) = config.ready_fd.take() {
@@ -161,7 +203,7 @@ fn ready(config: &mut DaemonConfig) {
 
 /// Opens the state. An engine that was started on demand waits a while for one that is just ending or has lost its
 /// sockets; none when that one answers again.
-async fn open(config: &mut DaemonConfig) -> Result<Option<Engine>, DaemonError> {
+async fn open(config: &mut DaemonConfig) -> Result<Option<(Engine, About)>, DaemonError> {
     let deadline = tokio::time::Instant::now() + TURN;
     loop {
         match compose::engine(config) {

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use kiln_registry::HostConfig;
 
+use crate::collect::GcSettings;
+use crate::network::NetworkSettings;
+use crate::tls::TlsSettings;
+
 /// Settings of an engine. The default is what an engine that a client starts for itself has.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -27,6 +31,16 @@ pub struct Settings {
     pub cgroup_parent: Option<String>,
     /// `overlay` or `copy`; chosen by what the host has when absent.
     pub snapshotter: Option<String>,
+    /// The OCI runtime that runs steps, a path or a name; the engine's own sandbox when absent.
+    pub runtime: Option<PathBuf>,
+    /// Which network steps get.
+    pub network: NetworkSettings,
+    /// How garbage is collected; never by itself when absent.
+    pub gc: Option<GcSettings>,
+    /// TLS of addresses that are not unix sockets.
+    pub tls: TlsSettings,
+    /// Where the engine tells what it is about: `host:port` or `unix://PATH`. Nowhere when absent.
+    pub debug_address: Option<String>,
     /// Which frontends clients may use.
     pub frontends: Frontends,
     /// How much history is kept.
@@ -83,6 +97,11 @@ impl Default for Settings {
             dns: None,
             cgroup_parent: None,
             snapshotter: None,
+            runtime: None,
+            network: NetworkSettings::default(),
+            gc: None,
+            tls: TlsSettings::default(),
+            debug_address: None,
             frontends: Frontends::default(),
             history: HistorySettings::default(),
             provenance_env_dir: None,

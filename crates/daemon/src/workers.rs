@@ -1,11 +1,13 @@
 //! What the engine says of itself: version, platforms, labels.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use kiln_engine::Parts;
 use kiln_llb::pb;
 use kiln_oci::Platform;
-use kiln_session::proto::control::types::{BuildkitVersion, WorkerRecord};
+use kiln_session::proto::control::types::{BuildkitVersion, GcPolicy, WorkerRecord};
+use kiln_store::PrunePolicy;
 
 use crate::DaemonConfig;
 
@@ -16,6 +18,10 @@ pub struct About {
     pub labels: BTreeMap<String, String>,
     /// Platforms to announce; the host's when empty.
     pub platforms: Vec<String>,
+    /// The network of steps that ask for none in particular.
+    pub network: String,
+    /// Rules by which garbage is collected.
+    pub gc: Arc<Vec<PrunePolicy>>,
 }
 
 impl About {
@@ -25,6 +31,8 @@ impl About {
             build_id: config.build_id.clone(),
             labels: config.settings.labels.clone(),
             platforms: config.settings.platforms.clone(),
+            network: "host".to_owned(),
+            gc: Arc::new(config.settings.gc.as_ref().map(|gc| gc.policies(&config.root)).unwrap_or_default()),
         }
     }
 }
@@ -47,7 +55,7 @@ pub fn worker(parts: &Parts, of: &About) -> WorkerRecord {
         ("executor", parts.executor.name().to_owned()),
         ("snapshotter", parts.snapshotter.name().to_owned()),
         ("hostname", host),
-        ("network", "host".to_owned()),
+        ("network", of.network.clone()),
         ("oci.process-mode", "sandbox".to_owned()),
         ("selinux.enabled", "false".to_owned()),
     ];
@@ -65,8 +73,20 @@ pub fn worker(parts: &Parts, of: &About) -> WorkerRecord {
         id: "kiln".to_owned(),
         labels: labels.into_iter().map(|(k, v)| (format!("{prefix}{k}"), v)).chain(of.labels.clone()).collect(),
         platforms,
-        gc_policy: Vec::new(),
+        gc_policy: of.gc.iter().map(gc_policy).collect(),
         buildkit_version: Some(version(&of.build_id)),
         cdi_devices: Vec::new(),
+    }
+}
+
+fn gc_policy(policy: &PrunePolicy) -> GcPolicy {
+    let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    GcPolicy {
+        all: policy.all,
+        keep_duration: i64::try_from(policy.keep_duration.as_nanos()).unwrap_or(i64::MAX),
+        filters: policy.filters.clone(),
+        reserved_space: bytes(policy.reserved_space),
+        max_used_space: bytes(policy.max_used_space),
+        min_free_space: bytes(policy.min_free_space),
     }
 }

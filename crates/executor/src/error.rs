@@ -129,6 +129,11 @@ impl StartFailure {
 }
 
 impl ExecError {
+    /// Says that a provider could not give a network.
+    pub(crate) fn network(provider: &str, error: &io::Error) -> Self {
+        Self::Network { provider: provider.to_owned(), message: error.to_string() }
+    }
+
     /// Returns the class of the error.
     pub fn class(&self) -> ErrorClass {
         match self {

@@ -32,7 +32,7 @@ pub use executor::Executor;
 pub use exit::{Exit, Usage};
 pub use init::{is_sandbox_init, sandbox_init_main};
 pub use io::{Control, Output, ProcessIo, Stdin};
-pub use network::{Namespace, Network, NetworkProvider, Networks};
+pub use network::{IsolatedConfig, Isolation, Namespace, Network, NetworkProvider, Networks, Subnet};
 pub use runc::{RuncConfig, RuncExecutor};
 pub use sandbox::{SandboxConfig, SandboxExecutor};
 pub use spec::{

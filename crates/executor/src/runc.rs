@@ -53,7 +53,8 @@ impl RuncExecutor {
     }
 }
 
-fn find(program: &Path) -> Option<PathBuf> {
+/// Returns where a program is; a name without a slash is looked for where such programs usually are.
+pub(crate) fn find(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.is_file().then(|| program.to_owned());
     }

@@ -9,10 +9,12 @@ use kiln_stdx::limits;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::error::SessionError;
+use crate::tls::ClientTls;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -58,8 +60,16 @@ impl Address {
 /// # Errors
 /// Nobody answers there.
 pub async fn connect(address: &Address) -> Result<Channel, SessionError> {
-    let made = match address {
-        Address::Unix(path) => {
+    connect_with(address, None).await
+}
+
+/// Connects to an engine, by TLS where it is given and the address is not of this host's own kind.
+///
+/// # Errors
+/// Nobody answers there, or one of the two does not trust the other.
+pub async fn connect_with(address: &Address, tls: Option<&ClientTls>) -> Result<Channel, SessionError> {
+    let made = match (address, tls) {
+        (Address::Unix(path), _) => {
             let path = path.clone();
             let connector = service_fn(move |_: Uri| {
                 let path = path.clone();
@@ -67,7 +77,21 @@ pub async fn connect(address: &Address) -> Result<Channel, SessionError> {
             });
             endpoint().connect_with_connector(connector).await
         }
-        Address::Tcp(host) => {
+        (Address::Tcp(host), Some(tls)) => {
+            let (host, tls) = (host.clone(), tls.clone());
+            let connector = service_fn(move |_: Uri| {
+                let (host, tls) = (host.clone(), tls.clone());
+                async move {
+                    let name = tls.name(&host)?;
+                    let stream = TcpStream::connect(&host).await?;
+                    stream.set_nodelay(true)?;
+                    let stream = TlsConnector::from(tls.config.clone()).connect(name, stream).await?;
+                    Ok::<_, io::Error>(TokioIo::new(stream))
+                }
+            });
+            endpoint().connect_with_connector(connector).await
+        }
+        (Address::Tcp(host), None) => {
             let host = host.clone();
             let connector = service_fn(move |_: Uri| {
                 let host = host.clone();

@@ -15,11 +15,12 @@ pub mod headers;
 pub mod progress;
 pub mod proto;
 pub mod stat;
+pub mod tls;
 pub mod transfer;
 pub mod tree;
 pub mod tunnel;
 
-pub use connect::{Address, connect, connect_unix};
+pub use connect::{Address, connect, connect_unix, connect_with};
 pub use engine::{
     BlockingFileSender, ContentInfo, ContentStore, ContentWriter, Credentials, FileSender, SendOutcome, Session,
     SessionHeaders, SessionRegistry, SshForward, SshSocket, SyncRequest,

@@ -48,7 +48,7 @@ pub use filter::Filters;
 pub use images::Image;
 pub use layer::{Layer, LayerDraft};
 pub use layout::{LayerId, RefId};
-pub use meta::{Meta, Table};
+pub use meta::{DumpedRow, Meta, Table};
 pub use mounts::{CacheMount, MountOwner, Sharing};
 pub use prune::{PrunePolicy, Pruned};
 pub use record::{LayerInfo, LazyLayer, RecordType};

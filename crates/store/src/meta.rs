@@ -12,7 +12,7 @@ mod db;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -73,6 +73,17 @@ struct Queue {
     closing: bool,
 }
 
+/// A row as [`Meta::dump`] reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpedRow {
+    /// The name of its table.
+    pub table: String,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
 /// A named table.
 #[derive(Clone)]
 pub struct Table {
@@ -97,6 +108,23 @@ impl Meta {
         let for_writer = shared.clone();
         let writer = std::thread::Builder::new().name("kiln-meta".into()).spawn(move || for_writer.write_loop()).ok();
         Self { shared, writer }
+    }
+
+    /// Reads all rows of a file that nobody uses.
+    ///
+    /// # Errors
+    /// The file cannot be read, is in use, or is damaged.
+    pub fn dump(path: &Path) -> std::io::Result<Vec<DumpedRow>> {
+        // Opening makes a file where there is none.
+        std::fs::metadata(path)?;
+        let failed = |e: DbError| std::io::Error::other(e.to_string());
+        let connection = db::open(path).map_err(failed)?;
+        let split = |(key, value): (Vec<u8>, Vec<u8>)| {
+            let at = key.iter().position(|b| *b == 0).unwrap_or(key.len());
+            let name = String::from_utf8_lossy(&key[..at]).into_owned();
+            DumpedRow { table: name, key: key.get(at + 1..).unwrap_or_default().to_vec(), value }
+        };
+        Ok(db::scan(&connection, b"").map_err(failed)?.into_iter().map(split).collect())
     }
 
     /// Sets what a new file is filled with after damage.

@@ -1,7 +1,10 @@
 //! Options and inputs become the request the engine is sent.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use kiln_llb::pb;
+use kiln_session::proto::policy::Policy;
 use serde::Serialize;
 
 use super::ca;
@@ -11,10 +14,10 @@ use super::output::Output;
 use crate::error::CliError;
 
 /// A build as the control API takes it, without the parts that belong to the connection (session, reference).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BuildRequest {
     /// Frontend name: `dockerfile.v0`, or `gateway.v0` when `BUILDKIT_SYNTAX` chooses an image.
-    pub frontend: &'static str,
+    pub frontend: Cow<'static, str>,
     /// Frontend attributes.
     pub attrs: BTreeMap<String, String>,
     /// Exporters, in the order of their numbers.
@@ -25,6 +28,10 @@ pub struct BuildRequest {
     pub exports: Vec<CacheOption>,
     /// Entitlements.
     pub entitlements: Vec<String>,
+    /// A graph to build where no frontend is named.
+    pub definition: Option<pb::Definition>,
+    /// Rules for sources.
+    pub policy: Option<Policy>,
 }
 
 /// An exporter and its attributes.
@@ -107,7 +114,8 @@ pub fn build(
         attrs.insert("frontend.caps".to_owned(), format!("{caps}moby.buildkit.frontend.subrequests+forward"));
     }
     let exporters = options.outputs.iter().map(|o| exporter(o, options)).collect::<Result<_, _>>()?;
-    Ok(BuildRequest { frontend, attrs, exporters, imports, exports, entitlements })
+    let frontend = frontend.into();
+    Ok(BuildRequest { frontend, attrs, exporters, imports, exports, entitlements, definition: None, policy: None })
 }
 
 fn frontend(options: &BuildOptions, attrs: &mut BTreeMap<String, String>) -> Result<&'static str, CliError> {

@@ -38,7 +38,8 @@ pub fn values(response: &Response) -> Map<String, Value> {
     response.iter().map(|(k, v)| (k.clone(), decoded(k, v))).collect()
 }
 
-fn decoded(key: &str, value: &str) -> Value {
+/// Returns a value of the response as it is shown.
+pub fn decoded(key: &str, value: &str) -> Value {
     let data = if key == "result.json" { Some(value.as_bytes().to_vec()) } else { BASE64_STANDARD.decode(value).ok() };
     let parsed: Option<Value> = data.and_then(|d| serde_json::from_slice(&d).ok());
     match parsed {

@@ -77,7 +77,7 @@ impl Ask<'_> {
 async fn drive(engine: &Engine, reference: &str, request: BuildRequest) -> Result<Answer, Status> {
     let mut bridge = engine.bridge();
     let question = gateway::SolveRequest {
-        frontend: request.frontend.to_owned(),
+        frontend: request.frontend.into_owned(),
         frontend_opt: request.attrs,
         allow_result_return: true,
         allow_result_array_ref: true,

@@ -2,5 +2,6 @@
 
 pub mod ask;
 pub mod failure;
+pub mod gateway;
 pub mod offer;
 pub mod solve;

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::failure;
 use super::offer::Offer;
+use super::{failure, gateway};
 use crate::build::request::{BuildRequest, CacheOption};
 use crate::build::result::Response;
 use crate::error::CliError;
@@ -34,6 +34,8 @@ pub struct Solve<'a> {
     pub feed: Feed,
     /// Name of the Dockerfile for messages.
     pub dockerfile: String,
+    /// Whether the frontend is asked something in place of a build.
+    pub asks: bool,
 }
 
 /// A build that succeeded.
@@ -48,14 +50,32 @@ pub struct Solved {
 impl Solve<'_> {
     /// Runs the build. Outputs are in place when this returns well; after an error nothing of them is.
     pub async fn run(self, cancel: &CancellationToken) -> Result<Solved, CliError> {
-        let Solve { engine, request, offer, feed, dockerfile } = self;
-        let reference = kiln_stdx::rand_id();
+        let reference = self.reference();
+        self.run_as(reference, cancel).await
+    }
+
+    /// Returns an identity that no other build has.
+    pub fn reference(&self) -> String {
+        kiln_stdx::rand_id()
+    }
+
+    /// Runs the build under an identity, as [`Solve::run`] does.
+    pub async fn run_as(self, reference: String, cancel: &CancellationToken) -> Result<Solved, CliError> {
+        let Solve { engine, request, offer, feed, dockerfile, asks } = self;
         let session = offer.open(engine).await?;
         let status = watch(engine, &reference, feed);
         let message = wire(request, &reference, session.id());
-        let mut control = engine.control();
+        let call = async {
+            match asks {
+                true => gateway::ask(engine, message).await,
+                false => {
+                    let answer = engine.control().solve(message).await;
+                    answer.map(|a| a.into_inner().exporter_response.into_iter().collect())
+                }
+            }
+        };
         let solved = tokio::select! {
-            answer = control.solve(message) => answer.map(|a| a.into_inner().exporter_response),
+            answer = call => answer,
             // Dropping the call resets its stream, by which the engine knows.
             () = cancel.cancelled() => Err(Status::cancelled("context canceled")),
         };
@@ -68,7 +88,7 @@ impl Solve<'_> {
             session.finish().await?;
         }
         match solved {
-            Ok(response) => Ok(Solved { reference, response: response.into_iter().collect() }),
+            Ok(response) => Ok(Solved { reference, response }),
             Err(_) if cancel.is_cancelled() => Err(CliError::canceled()),
             Err(status) => Err(failure::of_solve(&status, engine, &dockerfile)),
         }
@@ -117,7 +137,9 @@ fn wire(request: BuildRequest, reference: &str, session: &str) -> control::Solve
     control::SolveRequest {
         r#ref: reference.to_owned(),
         session: session.to_owned(),
-        frontend: request.frontend.to_owned(),
+        frontend: request.frontend.into_owned(),
+        definition: request.definition,
+        source_policy: request.policy,
         frontend_attrs: request.attrs,
         cache: Some(control::CacheOptions {
             exports: request.exports.into_iter().map(entry).collect(),

@@ -145,7 +145,7 @@ async fn build(
     )?;
     let header = format!("building with \"{}\" instance using {} engine", "default", engine_name(&engine));
     let (feed, outcome) = display::start(options.mode, &progress, &header);
-    let solve = Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone() };
+    let solve = Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone(), asks: false };
     let solved = solve.run(&cancel).await;
     // The feed is gone, so the display is drawing its end.
     let outcome = match tokio::time::timeout(DISPLAY_END, outcome).await {
@@ -197,7 +197,7 @@ fn finish(
 }
 
 /// Returns a token that the first Ctrl-C (or SIGTERM) cancels; the second ends the process at once.
-fn cancel_on_signals() -> Result<CancellationToken, CliError> {
+pub fn cancel_on_signals() -> Result<CancellationToken, CliError> {
     let listen =
         |kind| signal(kind).map_err(|e| CliError::environment(format!("cannot wait for signals: {}", io_text(&e))));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);

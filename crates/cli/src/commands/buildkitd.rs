@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Parser};
-use kiln_daemon::{ConfigFile, DaemonConfig, Settings, known_entitlement, snapshotter};
+use kiln_daemon::{
+    ConfigFile, DaemonConfig, GcSettings, NetworkKind, Settings, Space, TlsSettings, known_entitlement, snapshotter,
+};
 
 use crate::error::{CliError, io_text};
 use crate::launch::build_id;
@@ -57,6 +59,8 @@ struct Flags {
     /// Allow rootless use
     #[arg(long, action = ArgAction::SetTrue)]
     rootless: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    proxy_network: Option<bool>,
     #[arg(long, hide = true)]
     otel_socket_path: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -88,10 +92,11 @@ struct WorkerFlags {
     /// Platforms to announce
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     oci_worker_platform: Vec<String>,
-    /// Network of steps: auto or host
+    /// Network of steps: auto, host, none, bridge, slirp or isolated (bridge where the host forwards, else slirp)
     #[arg(long, value_name = "MODE")]
     oci_worker_net: Option<String>,
-    #[arg(long, hide = true)]
+    /// OCI runtime that runs steps, such as runc or crun, in place of the engine's own sandbox
+    #[arg(long, value_name = "NAME")]
     oci_worker_binary: Option<String>,
     #[arg(long, hide = true)]
     oci_worker_apparmor_profile: Option<String>,
@@ -126,11 +131,35 @@ struct ContainerdFlags {
     #[arg(long, hide = true)]
     containerd_worker_addr: Option<String>,
     #[arg(long, hide = true)]
-    containerd_worker_gc: Option<String>,
-    #[arg(long, hide = true)]
     containerd_worker_labels: Vec<String>,
     #[arg(long, hide = true)]
+    containerd_worker_platform: Vec<String>,
+    #[arg(long, hide = true)]
+    containerd_worker_namespace: Option<String>,
+    #[arg(long, hide = true)]
+    containerd_worker_runtime: Option<String>,
+    #[arg(long, hide = true)]
+    containerd_worker_net: Option<String>,
+    #[arg(long, hide = true)]
     containerd_worker_snapshotter: Option<String>,
+    #[arg(long, hide = true)]
+    containerd_worker_apparmor_profile: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    containerd_worker_selinux: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    containerd_worker_rootless: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    containerd_worker_gc: Option<bool>,
+    #[arg(long, hide = true)]
+    containerd_worker_gc_keepstorage: Option<String>,
+    #[arg(long, hide = true)]
+    containerd_cni_config_path: Option<String>,
+    #[arg(long, hide = true)]
+    containerd_cni_binary_dir: Option<String>,
+    #[arg(long, hide = true)]
+    containerd_cni_pool_size: Option<u32>,
+    #[arg(long, hide = true)]
+    containerd_max_parallelism: Option<String>,
 }
 
 /// Runs the engine until it is told to end.
@@ -174,7 +203,8 @@ fn read(path: Option<&Path>) -> Result<ConfigFile, CliError> {
         Some(path) => path,
         None if Path::new(CONFIG).exists() => Path::new(CONFIG),
         None => {
-            let settings = Settings { entitlements: Vec::new(), ..Settings::default() };
+            let gc = Some(GcSettings::default());
+            let settings = Settings { entitlements: Vec::new(), gc, ..Settings::default() };
             return Ok(ConfigFile { settings, ..ConfigFile::default() });
         }
     };
@@ -184,24 +214,18 @@ fn read(path: Option<&Path>) -> Result<ConfigFile, CliError> {
 fn configure(flags: Flags, file: ConfigFile) -> Result<DaemonConfig, CliError> {
     let mut settings = file.settings;
     unsupported(&flags)?;
+    settings.tls = TlsSettings {
+        cert: flags.tlscert.or(settings.tls.cert),
+        key: flags.tlskey.or(settings.tls.key),
+        ca: flags.tlscacert.or(settings.tls.ca),
+    };
+    settings.debug_address = flags.debugaddr.filter(|a| !a.is_empty()).or(settings.debug_address);
+    worker(&flags.worker, &mut settings)?;
     for name in &flags.allow_insecure_entitlement {
         known_entitlement(name).map_err(CliError::user)?;
     }
     if !flags.allow_insecure_entitlement.is_empty() {
         settings.entitlements = flags.allow_insecure_entitlement;
-    }
-    for label in &flags.worker.oci_worker_labels {
-        let (key, value) = label.split_once('=').unwrap_or((label, ""));
-        settings.labels.insert(key.to_owned(), value.to_owned());
-    }
-    if let Some(name) = &flags.worker.oci_worker_snapshotter {
-        settings.snapshotter = snapshotter(name).map_err(CliError::user)?;
-    }
-    if !flags.worker.oci_worker_platform.is_empty() {
-        settings.platforms = flags.worker.oci_worker_platform;
-    }
-    if let Some(text) = &flags.worker.oci_max_parallelism {
-        settings.max_parallelism = parallelism(text)?;
     }
     if let Some(level) = flags.log_level {
         settings.log_level = Some(level);
@@ -230,12 +254,46 @@ fn configure(flags: Flags, file: ConfigFile) -> Result<DaemonConfig, CliError> {
     })
 }
 
+/// Puts what the flags say of the worker into `settings`.
+fn worker(flags: &WorkerFlags, settings: &mut Settings) -> Result<(), CliError> {
+    for label in &flags.oci_worker_labels {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        settings.labels.insert(key.to_owned(), value.to_owned());
+    }
+    if let Some(name) = &flags.oci_worker_snapshotter {
+        settings.snapshotter = snapshotter(name).map_err(CliError::user)?;
+    }
+    if !flags.oci_worker_platform.is_empty() {
+        settings.platforms.clone_from(&flags.oci_worker_platform);
+    }
+    if let Some(text) = &flags.oci_max_parallelism {
+        settings.max_parallelism = parallelism(text)?;
+    }
+    if let Some(mode) = &flags.oci_worker_net {
+        settings.network.kind = NetworkKind::parse(mode).map_err(CliError::user)?;
+    }
+    if let Some(size) = flags.oci_cni_pool_size {
+        settings.network.pool = usize::try_from(size).unwrap_or(usize::MAX);
+    }
+    if let Some(name) = flags.oci_worker_binary.as_deref().filter(|name| !name.is_empty()) {
+        settings.runtime = Some(PathBuf::from(name));
+    }
+    match flags.oci_worker_gc {
+        Some(false) => settings.gc = None,
+        Some(true) => drop(settings.gc.get_or_insert_default()),
+        None => {}
+    }
+    if let (Some(text), Some(gc)) = (&flags.oci_worker_gc_keepstorage, &mut settings.gc) {
+        let mut sizes = text.split(',').map(|part| Space::parse(part).map_err(CliError::user));
+        let mut next = || sizes.next().transpose().map(Option::unwrap_or_default);
+        (gc.reserved, gc.free, gc.maximum) = (next()?, next()?, next()?);
+    }
+    Ok(())
+}
+
 /// Refuses what this engine cannot do, instead of silently doing something else.
 fn unsupported(flags: &Flags) -> Result<(), CliError> {
     let refuse = |what: &str| Err(CliError::user(format!("{what} is not supported by this engine")));
-    if flags.tlscert.is_some() || flags.tlskey.is_some() || flags.tlscacert.is_some() {
-        return refuse("TLS on the engine's own address");
-    }
     if flags.worker.oci_worker.as_deref() == Some("false") {
         return refuse("turning the only worker off");
     }
@@ -245,10 +303,20 @@ fn unsupported(flags: &Flags) -> Result<(), CliError> {
     if flags.worker.oci_worker_proxy_snapshotter_path.is_some() {
         return refuse("a snapshotter plugin");
     }
-    match flags.worker.oci_worker_net.as_deref() {
-        None | Some("auto" | "host" | "") => Ok(()),
-        Some(other) => refuse(&format!("network mode {other:?}")),
+    for (asked, what) in [
+        (flags.proxy_network == Some(true), "--proxy-network"),
+        (flags.worker.oci_worker_selinux == Some(true), "--oci-worker-selinux"),
+        (
+            flags.worker.oci_worker_apparmor_profile.as_deref().is_some_and(|p| !p.is_empty()),
+            "--oci-worker-apparmor-profile",
+        ),
+        (flags.worker.oci_worker_no_process_sandbox == Some(true), "--oci-worker-no-process-sandbox"),
+    ] {
+        if asked {
+            return refuse(what);
+        }
     }
+    Ok(())
 }
 
 fn parallelism(text: &str) -> Result<Option<usize>, CliError> {
@@ -287,6 +355,20 @@ mod tests {
         assert_eq!(config.settings.labels.len(), 2);
         assert_eq!(config.settings.snapshotter.as_deref(), Some("copy"));
         assert!(config.debug);
+        assert!(config.settings.gc.is_none());
+    }
+
+    #[test]
+    fn the_worker_is_set_up_by_flags() {
+        let line = "--oci-worker-binary crun --oci-worker-net bridge --oci-cni-pool-size 3 --tlscert c --tlskey k \
+                    --oci-worker-gc --oci-worker-gc-keepstorage 1GB,10% --debugaddr 127.0.0.1:0";
+        let settings = configure(flags(line), ConfigFile::default()).unwrap().settings;
+        assert_eq!(settings.runtime.as_deref(), Some(Path::new("crun")));
+        assert_eq!((settings.network.kind, settings.network.pool), (NetworkKind::parse("bridge").unwrap(), 3));
+        assert_eq!(settings.tls.cert.as_deref(), Some(Path::new("c")));
+        let gc = settings.gc.unwrap();
+        assert_eq!((gc.reserved, gc.free, gc.maximum), (Space::Bytes(1 << 30), Space::Percent(10), Space::Bytes(0)));
+        assert_eq!(settings.debug_address.as_deref(), Some("127.0.0.1:0"));
     }
 
     #[test]
@@ -299,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_the_engine_has_not_is_refused() {
-        for line in ["--oci-worker=false", "--containerd-worker=true", "--oci-worker-net=cni", "--tlscert a"] {
+        for line in ["--oci-worker=false", "--containerd-worker=true", "--oci-worker-net=cni", "--proxy-network"] {
             let error = configure(flags(line), ConfigFile::default()).unwrap_err();
             assert!(error.message().contains("not supported"), "{line}: {}", error.message());
         }

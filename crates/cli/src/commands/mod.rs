@@ -11,6 +11,8 @@ mod record;
 mod run;
 mod version;
 
+pub use build::cancel_on_signals;
+
 use std::future::Future;
 
 use crate::args::{CacheCommand, Cli, Command, DaemonCommand};
@@ -39,7 +41,7 @@ pub fn run(cli: Cli, env: Env) -> Result<u8, CliError> {
 const SHUTDOWN: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Runs a future to its end on a small runtime.
-fn block_on<T, F: Future<Output = Result<T, CliError>>>(future: F) -> Result<T, CliError> {
+pub fn block_on<T, F: Future<Output = Result<T, CliError>>>(future: F) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

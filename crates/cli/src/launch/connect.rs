@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use kiln_session::connect::{Address, connect as dial, over};
+use kiln_session::connect::{Address, connect_with, over};
 use kiln_session::proto::control::InfoRequest;
 use kiln_session::proto::control::control_client::ControlClient;
 use kiln_session::proto::gateway::llb_bridge_client::LlbBridgeClient;
@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use super::root::Root;
 use super::socket::ShortPath;
 use super::{build_id, process, start};
-use crate::args::Global;
+use crate::args::{Global, TlsFlags};
 use crate::env::Env;
 use crate::error::{CliError, io_text};
 
@@ -98,7 +98,7 @@ enum Missing {
 /// Connects to the engine of the root, started when necessary, or to the address that was given.
 pub async fn connect(global: &Global, env: &Env) -> Result<Engine, CliError> {
     if let Some(address) = given(global, env) {
-        return remote(address).await;
+        return remote(address, &global.tls).await;
     }
     let root = Root::choose(global.root.as_deref(), env)?;
     let mut why = String::new();
@@ -119,7 +119,7 @@ pub async fn connect(global: &Global, env: &Env) -> Result<Engine, CliError> {
 pub async fn find(global: &Global, env: &Env) -> Result<(Root, Option<Engine>), CliError> {
     let root = Root::choose(global.root.as_deref(), env)?;
     if let Some(address) = given(global, env) {
-        return Ok((root, Some(remote(address).await?)));
+        return Ok((root, Some(remote(address, &global.tls).await?)));
     }
     match local(&root).await {
         Ok(engine) => Ok((root, Some(engine))),
@@ -141,9 +141,11 @@ fn given<'a>(global: &'a Global, env: &'a Env) -> Option<&'a str> {
     flag.or_else(|| env.var("BUILDKIT_HOST")).filter(|a| !a.is_empty())
 }
 
-async fn remote(address: &str) -> Result<Engine, CliError> {
+/// Connects to the engine at an address.
+pub async fn remote(address: &str, tls: &TlsFlags) -> Result<Engine, CliError> {
     let parsed = Address::parse(address).map_err(|e| CliError::user(format!("--addr: {e}")))?;
-    let channel = dial(&parsed).await.map_err(|e| {
+    let tls = tls.load()?;
+    let channel = connect_with(&parsed, tls.as_ref()).await.map_err(|e| {
         CliError::environment(format!("no engine answers: {e}"))
             .hint("leave --addr and BUILDKIT_HOST out to use kiln's own")
     })?;

@@ -1,6 +1,8 @@
 //! Drives one view with the events of a build.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_session::progress::{Progress, WarningProgress};
@@ -160,17 +162,29 @@ pub fn write_warnings(
     out.flush()
 }
 
-/// Standard error as a cloneable writer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stderr;
+/// Where a display is shown.
+#[derive(Clone, Debug)]
+pub enum Place {
+    Stderr,
+    Stdout,
+    File(Arc<File>),
+}
 
-impl Write for Stderr {
+impl Write for Place {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        io::stderr().write(data)
+        match self {
+            Self::Stderr => io::stderr().write(data),
+            Self::Stdout => io::stdout().write(data),
+            Self::File(file) => file.as_ref().write(data),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        match self {
+            Self::Stderr => io::stderr().flush(),
+            Self::Stdout => io::stdout().flush(),
+            Self::File(file) => file.as_ref().flush(),
+        }
     }
 }
 
@@ -189,22 +203,36 @@ pub fn terminal_size() -> Size {
 
 /// The sending side of a running display. Dropping it ends the display.
 #[derive(Clone, Debug)]
-pub struct Feed(mpsc::Sender<Progress>);
+pub struct Feed(Vec<mpsc::Sender<Progress>>);
 
 impl Feed {
+    /// Returns a feed of both displays.
+    #[must_use]
+    pub fn and(mut self, other: Feed) -> Feed {
+        self.0.extend(other.0);
+        self
+    }
+
     /// Shows news; waits while the display is behind.
     pub async fn send(&self, news: Progress) {
-        // A display that ended early (standard error is closed) must not fail the build.
-        let _ = self.0.send(news).await;
+        for display in &self.0 {
+            // A display that ended early (standard error is closed) must not fail the build.
+            let _ = display.send(news.clone()).await;
+        }
     }
 }
 
 /// Starts a display on standard error on a thread of its own, since a terminal may block. The receiver gives the outcome
 /// after the last [`Feed`] is gone.
 pub fn start(mode: Mode, env: &ProgressEnv, header: &str) -> (Feed, oneshot::Receiver<Outcome>) {
+    start_at(Place::Stderr, mode, env, header)
+}
+
+/// Starts a display somewhere, as [`start`] does.
+pub fn start_at(place: Place, mode: Mode, env: &ProgressEnv, header: &str) -> (Feed, oneshot::Receiver<Outcome>) {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let (done, outcome) = oneshot::channel();
-    let display = Display::new(Stderr, mode, env, header);
+    let display = Display::new(place, mode, env, header);
     let frame = env.frame_millis.map(Duration::from_millis);
     let handle = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
@@ -212,11 +240,11 @@ pub fn start(mode: Mode, env: &ProgressEnv, header: &str) -> (Feed, oneshot::Rec
         // The receiver is gone only when the whole command ends.
         let _ = done.send(result.unwrap_or_default());
     });
-    (Feed(sender), outcome)
+    (Feed(vec![sender]), outcome)
 }
 
 async fn run(
-    mut display: Display<Stderr>,
+    mut display: Display<Place>,
     mut receiver: mpsc::Receiver<Progress>,
     frame: Option<Duration>,
 ) -> io::Result<Outcome> {

@@ -2,15 +2,18 @@
 
 mod api;
 mod bad_input;
+mod buildctl;
 mod cache;
 mod checks;
 mod clients;
 mod copy;
 mod daemon_face;
+mod daemon_tcp;
 mod destinations;
 mod image;
 mod images;
 mod mounts;
+mod networks;
 mod other_tools;
 mod output;
 mod parallel;

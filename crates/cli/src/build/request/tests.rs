@@ -55,8 +55,8 @@ fn frontend_attributes() {
 
 #[test]
 fn frontends() {
-    assert_eq!(request("").map(|r| r.frontend).ok(), Some("dockerfile.v0"));
-    assert_eq!(request("--build-arg BUILDKIT_SYNTAX=x/y").map(|r| r.frontend).ok(), Some("gateway.v0"));
+    assert_eq!(request("").map(|r| r.frontend).ok(), Some("dockerfile.v0".into()));
+    assert_eq!(request("--build-arg BUILDKIT_SYNTAX=x/y").map(|r| r.frontend).ok(), Some("gateway.v0".into()));
     let error = request("--build-arg BUILDKIT_SYNTAX=").expect_err("empty");
     assert!(error.message().starts_with("empty BUILDKIT_SYNTAX build-arg is invalid"));
 }
