@@ -355,7 +355,7 @@ struct OpenBuild {
 
 impl OpenBuild {
     fn new(engine: &Engine, request: &SolveRequest) -> Result<Self, EngineError> {
-        let spool = tempfile::tempfile_in(engine.0.parts.store.root().join("tmp"))?;
+        let spool = tempfile::tempfile_in(engine.0.parts.store.temp_dir())?;
         let log = EventLog::new(spool);
         let settings = BuildSettings {
             session: request.session.clone(),

@@ -140,9 +140,14 @@ impl Layout {
         self.dir("context")
     }
 
+    /// The directory of temporary files.
+    pub fn temp_dir(&self) -> PathBuf {
+        self.dir("tmp")
+    }
+
     /// A fresh name for a temporary file or for something on its way to deletion.
     pub fn tmp(&self) -> PathBuf {
-        self.dir("tmp").join(rand_id())
+        self.temp_dir().join(rand_id())
     }
 }
 
@@ -171,5 +176,21 @@ impl LayerDir {
 impl AsRef<Path> for LayerDir {
     fn as_ref(&self) -> &Path {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_of_temporary_files_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout { root: root.path().to_owned() };
+        for _ in 0..2 {
+            assert!(layout.temp_dir().is_dir());
+            std::fs::remove_dir(root.path().join("tmp")).unwrap();
+        }
+        assert_eq!(layout.tmp().parent(), Some(layout.temp_dir().as_path()));
     }
 }

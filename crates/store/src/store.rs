@@ -187,6 +187,11 @@ impl Store {
         self.0.broom.finish();
     }
 
+    /// The directory of temporary files on the store's file system, made anew where it was removed.
+    pub fn temp_dir(&self) -> PathBuf {
+        self.0.layout.temp_dir()
+    }
+
     /// A fresh path on the store's file system, swept away at the next open if it is still there then.
     pub fn temp_path(&self) -> PathBuf {
         self.0.layout.tmp()

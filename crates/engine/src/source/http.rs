@@ -295,7 +295,7 @@ async fn store(
     let mut body = response.bytes_stream();
     let mut ingest = parts.store.ingest(None, None)?;
     // What is compressed for the way only is kept aside until it is whole.
-    let mut aside = gzip.then(|| tempfile::tempfile_in(parts.store.root().join("tmp"))).transpose()?;
+    let mut aside = gzip.then(|| tempfile::tempfile_in(parts.store.temp_dir())).transpose()?;
     let mut done = 0u64;
     while let Some(piece) = body.next().await {
         let piece = piece.map_err(|e| failed(source, e))?;
