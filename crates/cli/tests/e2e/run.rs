@@ -167,12 +167,13 @@ fn nothing_is_left_behind() {
         format!("echo dirt > /dirt; echo it runs >&2; trap '' TERM HUP; sleep {mark} & wait; sleep {mark}")
     };
     let running = started(&env, &["app", "sh", "-c", &script("71001")]);
-    assert!(alive("71001"));
+    soon("the shell starts its child", || alive("71001"));
     running.signal(Signal::KILL);
     let _ = running.finish();
     nothing_stays(&env, "71001");
     // The engine is killed.
     let running = started(&env, &["app", "sh", "-c", &script("71002")]);
+    soon("the shell starts its child", || alive("71002"));
     let engine = env.engine_pid().and_then(rustix::process::Pid::from_raw).expect("an engine runs");
     rustix::process::kill_process(engine, Signal::KILL).expect("kill");
     let done = running.finish();
