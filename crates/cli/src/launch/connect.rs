@@ -186,10 +186,11 @@ async fn local(root: &Root) -> Result<Engine, Missing> {
     handshake(engine).await
 }
 
-/// Returns whether nobody listens; that a root cannot be made at all is told when it is tried.
+/// Returns whether nobody listens, or the listener ended before it took the connection; that a root cannot be made at all
+/// is told when it is tried.
 fn missing(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | ConnectionRefused | NotADirectory)
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | NotADirectory)
 }
 
 async fn handshake(mut engine: Engine) -> Result<Engine, Missing> {
@@ -274,4 +275,26 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| {
         Err(CliError::new(kiln_stdx::ErrorClass::Bug, format!("a task of the launcher failed: {e}")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_ends_before_it_takes_the_connection_is_gone() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let root = Root::choose(Some(dir.path()), &Env::of(&[], dir.path())).expect("root");
+        root.create().expect("create");
+        let listener = std::os::unix::net::UnixListener::bind(root.socket()).expect("listen");
+        let ends = tokio::task::spawn_blocking(move || drop(listener));
+        let met = local(&root).await;
+        ends.await.expect("join");
+        // Whether it was refused, reset or taken and closed: one may be started.
+        assert!(matches!(met, Err(Missing::Gone(_))));
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionRefused] {
+            assert!(missing(&kind.into()), "{kind}");
+        }
+        assert!(!missing(&io::ErrorKind::PermissionDenied.into()));
+    }
 }
