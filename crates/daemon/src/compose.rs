@@ -84,7 +84,7 @@ pub fn engine(config: &DaemonConfig) -> Result<(Engine, About), DaemonError> {
         age: settings.history.max_age.unwrap_or(HistoryLimits::default().age),
         entries: settings.history.max_entries.unwrap_or(HistoryLimits::default().entries),
     };
-    Ok((Engine::new(Arc::new(parts), History::new(&history, keep)), about))
+    Ok((Engine::new(Arc::new(parts), History::new(history, keep)), about))
 }
 
 /// Returns what runs steps.

@@ -142,6 +142,8 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     metric("process_resident_memory_bytes", "gauge", "Memory of the engine.", &[("", facts.resident_bytes as f64)]);
     metric("process_open_fds", "gauge", "Open descriptors of the engine.", &[("", facts.open_fds as f64)]);
     metric("process_threads", "gauge", "Threads of the engine.", &[("", facts.threads as f64)]);
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks() as f64;
+    metric("kiln_tasks", "gauge", "Asynchronous tasks of the engine that have not ended.", &[("", tasks)]);
     metric("process_start_time_seconds", "gauge", "When the engine began.", &[("", facts.started)]);
     ([(axum::http::header::CONTENT_TYPE, PROMETHEUS)], text)
 }

@@ -146,8 +146,12 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
         let _ = std::fs::remove_file(path);
     }
     let _ = std::fs::remove_dir_all(engine.parts().runtime_dir.path());
-    let store = engine.parts().store.clone();
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.close_epoch()).await {
+    let (store, history) = (engine.parts().store.clone(), engine.history().clone());
+    let synced = tokio::task::spawn_blocking(move || {
+        history.flush();
+        store.close_epoch()
+    });
+    if let Ok(Err(error)) = synced.await {
         tracing::warn!(%error, "cannot sync the store");
     }
     result.map_err(|e| DaemonError::Start { what: "serving", source: std::io::Error::other(e) })

@@ -158,6 +158,8 @@ fn nanos(at: SystemTime) -> u64 {
 /// The record of past builds. Clones share it.
 #[derive(Clone)]
 pub struct History {
+    /// The file: it is written to for as long as somebody holds this.
+    meta: Arc<Meta>,
     table: Arc<Table>,
     attachments: Attachments,
     changes: broadcast::Sender<Change>,
@@ -166,10 +168,10 @@ pub struct History {
 
 impl History {
     /// Returns the history in `meta`, a file of its own; builds that a killed engine left open are closed as failed.
-    pub fn new(meta: &Meta, limits: HistoryLimits) -> Self {
+    pub fn new(meta: Meta, limits: HistoryLimits) -> Self {
         let attachments = Attachments::new(meta.table("history.attachments"));
         let (table, changes) = (Arc::new(meta.table("history")), broadcast::Sender::new(CHANGES));
-        let this = Self { table, attachments, changes, limits };
+        let this = Self { meta: Arc::new(meta), table, attachments, changes, limits };
         for mut record in this.list() {
             if record.completed == 0 {
                 record.completed = record.created.max(1);
@@ -254,6 +256,11 @@ impl History {
         let record = self.get(reference).ok_or_else(|| missing(reference))?;
         self.drop_record(record);
         Ok(())
+    }
+
+    /// Waits until everything noted so far is in the file.
+    pub fn flush(&self) {
+        self.meta.flush();
     }
 
     /// Returns a receiver of changes from now on.

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use kiln_testkit::Run;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A running client, and what it has printed so far.
 pub struct Client {
@@ -47,6 +48,11 @@ impl Client {
             Err(RecvTimeoutError::Disconnected) if !self.ended() => std::thread::sleep(limit),
             Err(_) => {}
         }
+    }
+
+    /// Sends a signal, unless it has ended.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
     /// Tells whether a line ends with `mark`.

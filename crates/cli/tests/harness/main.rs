@@ -1,5 +1,6 @@
 //! Harnesses over whole builds with the real program: damage between builds, kills in the midst of them, and copies of
-//! the disk under them. After each the next build has to give what a cold one gives.
+//! the disk under them. After each the next build has to give what a cold one gives. And many builds at once (`soak`),
+//! after which the engine has to hold no more than before them.
 //!
 //! `KILN_HARNESS_ROUNDS=n` sets how much is done: 500 is the full number of damage rounds, and kills and disk copies
 //! grow with it. `KILN_HARNESS_SEED=n` chooses other rounds. What fails names the variable that repeats it.
@@ -9,8 +10,10 @@ mod client;
 mod crash;
 mod damage;
 mod disk;
+mod engine;
 mod kill;
 mod killed;
 mod processes;
 mod project;
 mod rounds;
+mod soak;
