@@ -54,8 +54,8 @@ pub fn read_now(reference: &ImmutableRef, path: &str, range: Option<Range>) -> R
     file.read_exact_at(&mut data, range.offset)?;
     if range.offset == 0
         && length == node.entry.size
-        && let Some(digest) = node.entry.digest
-        && kiln_stdx::Digest::of(&data) != digest
+        && let Some(expected) = node.entry.digest
+        && kiln_stdx::Fingerprint::of(&data) != expected
     {
         return Err(EngineError::new(kiln_stdx::ErrorClass::Damage, format!("{path} is damaged in the store")));
     }

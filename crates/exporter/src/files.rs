@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use kiln_snapshot::{Entry, Kind, path};
-use kiln_stdx::{Digest, DigestHasher};
+use kiln_stdx::{Digest, Fingerprint, FingerprintHasher};
 use kiln_store::ImmutableRef;
 
 use crate::attest::{self, Subject};
@@ -83,7 +83,7 @@ impl FileSet {
             let prefix = if split { format!("{}/", result.directory()) } else { String::new() };
             set.add_tree(context, result, prefix.as_bytes(), epoch, &mut listed)?;
             let platform_in_name = source.keyed && !split;
-            add_attestations(options, result, prefix.as_bytes(), epoch, platform_in_name, &mut listed)?;
+            add_attestations(&set, options, result, prefix.as_bytes(), epoch, platform_in_name, &mut listed)?;
             for entry in listed {
                 match owners.get(&entry.stat.path) {
                     None => {
@@ -168,14 +168,14 @@ impl FileSet {
     /// Opens a file's content. What is wrong with it shows when it is read, and the last bytes come only if all are right.
     pub fn open_entry(&self, entry: &FileEntry) -> VerifiedFile {
         let name = text(&entry.stat.path);
-        let (input, digest, left) = match &entry.body {
+        let (input, expected, left) = match &entry.body {
             Body::Nothing => (Input::Bytes(Bytes::new()), None, 0),
             Body::Bytes(bytes) => (Input::Bytes(bytes.clone()), None, bytes.len() as u64),
             Body::Store { source, layer, cut } => {
                 (self.open_store(*source, *layer, &entry.stat.path[*cut..]), entry.stat.digest, entry.stat.size)
             }
         };
-        VerifiedFile { input, name, hasher: DigestHasher::new(), digest, left, damage: None }
+        VerifiedFile { input, name, hasher: FingerprintHasher::new(), expected, left, damage: None }
     }
 
     fn open_store(&self, source: usize, layer: usize, relative: &[u8]) -> Input {
@@ -197,6 +197,7 @@ impl FileSet {
 
 /// Adds the statements of a platform as files.
 fn add_attestations(
+    set: &FileSet,
     options: &FileOptions,
     result: &PlatformResult,
     prefix: &[u8],
@@ -208,12 +209,15 @@ fn add_attestations(
     if attestations.is_empty() {
         return Ok(());
     }
-    // Only what lies behind the prefix has a digest; the platform's own directory has none.
-    let subject = |e: &FileEntry| {
-        let digest = e.stat.digest?;
-        Some(Subject::new(text(&e.stat.path[prefix.len()..]), &digest))
-    };
-    let subjects: Vec<Subject> = listed.iter().filter_map(subject).collect();
+    // What is inside the store has no digests, so that all of it has to be read.
+    let files: Vec<&FileEntry> = listed.iter().filter(|e| e.stat.is_file()).collect();
+    let subjects = crate::parallel::map(&files, |e| {
+        let mut reader = set.open_entry(e);
+        match Digest::of_reader(&mut reader) {
+            Ok((digest, _)) => Ok(Subject::new(text(&e.stat.path[prefix.len()..]), &digest)),
+            Err(error) => Err(reader.explain(error)),
+        }
+    })?;
     for attestation in attestations {
         let bytes = attest::statement(attestation, &subjects, true)?;
         let base = attestation.path.rsplit('/').next().unwrap_or_default();
@@ -227,7 +231,7 @@ fn add_attestations(
         stat.mode = 0o600;
         stat.size = bytes.len() as u64;
         stat.mtime = (epoch.unwrap_or(0), 0);
-        stat.digest = Some(Digest::of(&bytes));
+        stat.digest = Some(Fingerprint::of(&bytes));
         if listed.iter().any(|e| e.stat.path == stat.path) {
             let why = format!("duplicate attestation path name {name}");
             return Err(ExportError::Unsupported(why));
@@ -252,8 +256,8 @@ enum Input {
 pub struct VerifiedFile {
     input: Input,
     name: String,
-    hasher: DigestHasher,
-    digest: Option<Digest>,
+    hasher: FingerprintHasher,
+    expected: Option<Fingerprint>,
     left: u64,
     damage: Option<&'static str>,
 }
@@ -296,8 +300,8 @@ impl Read for VerifiedFile {
         self.hasher.update(&buf[..n]);
         self.left -= n as u64;
         if self.left == 0
-            && let Some(expected) = self.digest.take()
-            && std::mem::take(&mut self.hasher).finish() != expected
+            && let Some(expected) = self.expected.take()
+            && self.hasher.finish() != expected
         {
             return Err(self.damaged("it has other bytes"));
         }

@@ -3,18 +3,20 @@
 //! | kind | form | default level | unit of work |
 //! |---|---|---|---|
 //! | gzip | one member after the other (RFC 1952) | see [`GZIP_LEVEL`] | 1 MiB |
-//! | zstd | one frame after the other (RFC 8878), each with checksum | 3 | 4 MiB |
+//! | zstd | one frame after the other (RFC 8878), each with checksum | see [`ZSTD_LEVEL`] | 4 MiB |
 //!
 //! Units are cut at fixed offsets and compressed on their own, so neither the number of threads nor the sizes of
 //! the writes change a byte.
 
 mod decompress;
 mod gzip;
+mod output;
 mod parallel;
 mod zstd;
 
 use std::io::{self, Write};
 
+use output::{Output, Piece};
 use parallel::Pipeline;
 
 pub use decompress::{Format, decompress};
@@ -22,8 +24,10 @@ pub use decompress::{Format, decompress};
 /// Level of gzip when none is asked for. On file system trees it takes a third to half the time of level 6, at 7 % more
 /// bytes; it is as small as level 3 of zlib.
 pub const GZIP_LEVEL: i32 = 1;
-/// Level of zstd when none is asked for.
-pub const ZSTD_LEVEL: i32 = 3;
+/// Level of zstd when none is asked for. It takes little more than half the time of level 3, at 2.5 % more bytes.
+pub const ZSTD_LEVEL: i32 = 2;
+/// Bytes handed over at once where nothing is compressed.
+const PLAIN: usize = 512 << 10;
 
 /// How a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,19 +59,20 @@ impl Compression {
     pub const ZSTD: Self = Self { kind: Kind::Zstd, level: None };
 }
 
-/// Compresses what is written to it. Memory is bounded by a few units per thread.
+/// Compresses what is written to it. The output is written on a thread of its own, which has ended when this is dropped or
+/// finished. Memory is bounded by a few units per thread.
 ///
 /// Dropping it without [`finish`](Self::finish) leaves the output incomplete.
-pub struct Compressor<W: Write> {
+pub struct Compressor<W: Write + Send + 'static> {
     inner: Inner<W>,
 }
 
-enum Inner<W: Write> {
-    Plain(W),
+enum Inner<W> {
+    Plain(Output<W>, Vec<u8>),
     Parallel(Box<Pipeline<W>>),
 }
 
-impl<W: Write> Compressor<W> {
+impl<W: Write + Send + 'static> Compressor<W> {
     /// Compresses to `out` on all cores.
     pub fn new(out: W, compression: Compression) -> Self {
         Self::with_workers(out, compression, crate::sys::workers())
@@ -76,7 +81,7 @@ impl<W: Write> Compressor<W> {
     /// As [`new`](Self::new) on `workers` threads; the output is the same for any number.
     pub fn with_workers(out: W, compression: Compression, workers: usize) -> Self {
         let inner = match compression.kind {
-            Kind::None => Inner::Plain(out),
+            Kind::None => Inner::Plain(Output::new(out, 4), Vec::with_capacity(PLAIN)),
             Kind::Gzip => {
                 let level = compression.level.unwrap_or(GZIP_LEVEL);
                 Inner::Parallel(Box::new(Pipeline::new::<gzip::Gzip>(out, level, workers)))
@@ -95,26 +100,33 @@ impl<W: Write> Compressor<W> {
     /// When compressing or writing fails.
     pub fn finish(self) -> io::Result<W> {
         match self.inner {
-            Inner::Plain(mut out) => out.flush().map(|()| out),
+            Inner::Plain(mut output, data) => {
+                output.send(Piece::Ready(data))?;
+                output.finish()
+            }
             Inner::Parallel(pipeline) => pipeline.finish(),
         }
     }
 }
 
-impl<W: Write> Write for Compressor<W> {
+impl<W: Write + Send + 'static> Write for Compressor<W> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match &mut self.inner {
-            Inner::Plain(out) => out.write(buf),
+            Inner::Plain(output, data) => {
+                if data.len() == PLAIN {
+                    output.send(Piece::Ready(std::mem::replace(data, Vec::with_capacity(PLAIN))))?;
+                }
+                let n = buf.len().min(PLAIN - data.len());
+                data.extend_from_slice(&buf[..n]);
+                Ok(n)
+            }
             Inner::Parallel(pipeline) => pipeline.write(buf),
         }
     }
 
-    /// Does nothing for compressed output: units are only cut at fixed offsets.
+    /// Does nothing: units are only cut at fixed offsets.
     fn flush(&mut self) -> io::Result<()> {
-        match &mut self.inner {
-            Inner::Plain(out) => out.flush(),
-            Inner::Parallel(_) => Ok(()),
-        }
+        Ok(())
     }
 }
 

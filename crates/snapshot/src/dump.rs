@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /            dir 0755 0:0 @0
-//! /bin/tool    file 4755 0:0 5 @1700000000.5 sha256:… security.capability=0x0100
+//! /bin/tool    file 4755 0:0 5 @1700000000.5 blake3:… security.capability=0x0100
 //! /bin/alias   = /bin/tool
 //! /etc/link    link 0:0 @0 -> ../x
 //! /dev/null    char 0666 0:0 @0 1,3
@@ -151,7 +151,7 @@ fn put(text: &mut String, before: &str, bytes: &[u8]) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use kiln_stdx::Digest;
+    use kiln_stdx::Fingerprint;
 
     use super::*;
 
@@ -164,7 +164,7 @@ mod tests {
             size: 1,
             mtime: (5, 500_000_000),
             nlink_group: Some(0),
-            digest: Some(Digest::of("x")),
+            digest: Some(Fingerprint::of("x")),
             xattrs: BTreeMap::from([(b"user.a b".to_vec(), vec![0, 255])]),
             ..Entry::new("f", Kind::File)
         };
@@ -186,7 +186,7 @@ mod tests {
              /null char 0600 0:0 @0 1,3\n\
              /p fifo 0000 0:0 @0\n\
              /w whiteout\n",
-            Digest::of("x")
+            Fingerprint::of("x")
         );
         assert_eq!(layer(&manifest, &DumpOptions { now: Some(100) }), expected);
         let merged = Tree::merge(&[manifest.into()]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_stdx::Digest;
+use kiln_stdx::Fingerprint;
 
 /// What a name in a layer stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,8 +52,8 @@ pub struct Entry {
     pub target: Vec<u8>,
     /// Extended attributes, without those of overlay and without those that belong to the host.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Digest of a regular file's bytes; `None` for everything else.
-    pub digest: Option<Digest>,
+    /// Fingerprint of a regular file's bytes; `None` for everything else.
+    pub digest: Option<Fingerprint>,
     /// For a directory: what lower layers hold in it is hidden.
     pub opaque: bool,
 }

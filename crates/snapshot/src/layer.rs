@@ -12,7 +12,7 @@ pub use apply::{Applied, ExtractOptions, Extracted, apply, extract};
 pub use build::{FileMeta, LayerBuilder, Overrides, Placed};
 pub use diff::{diff, difference};
 pub use flatten::flatten;
-pub use scan::scan;
+pub use scan::{scan, upgrade_manifest};
 pub use verify::{verify_digest, verify_stat};
 pub use write::{TarOptions, Written, write_tar};
 

@@ -81,6 +81,25 @@ impl LayerManifest {
         codec::encode(&self.entries)
     }
 
+    /// Tells whether bytes claim to be of an older version, which [`upgrade_manifest`](crate::layer::upgrade_manifest)
+    /// reads.
+    pub fn is_old(bytes: &[u8]) -> bool {
+        codec::is_old(bytes)
+    }
+
+    /// Returns the form that [`decode_old`](Self::decode_old) reads.
+    #[cfg(test)]
+    pub(crate) fn encode_old(&self) -> Vec<u8> {
+        codec::encode_with_digests(&self.entries)
+    }
+
+    /// Reads the entries of an older version, with digests where fingerprints belong.
+    pub(crate) fn decode_old(bytes: &[u8]) -> Result<Vec<Entry>, DecodeError> {
+        let entries = codec::decode_with_digests(bytes)?;
+        validate(&entries)?;
+        Ok(entries)
+    }
+
     /// Reads the binary form.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kiln_stdx::{Digest, DigestHasher, fault};
+use kiln_stdx::{Digest, DigestHasher, Fingerprint, FingerprintHasher, fault};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -23,11 +23,17 @@ use crate::store::{Inner, Store};
 /// How old a persisted time of last use may get before it is written again, in seconds.
 pub(crate) const USE_GRAIN: u64 = 60;
 
+/// Bytes read at once when a blob is checked.
+const PIECE: usize = 256 << 10;
+
 /// What is remembered of a blob's file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct BlobRow {
     pub size: u64,
     pub mtime: i64,
+    /// What later checks compare; rows of older programs have none.
+    #[serde(default)]
+    pub print: Option<Fingerprint>,
     pub stamp: epoch::Stamp,
     pub created: u64,
     pub used: u64,
@@ -84,31 +90,82 @@ impl Blob {
     /// # Errors
     /// As [`Blob::open`].
     pub fn open_verified(&self) -> Result<VerifyingReader> {
-        Ok(VerifyingReader { file: self.open()?, hasher: Some(DigestHasher::new()), expected: self.cell.digest })
+        let check = Check::of(self.cell.digest, self.cell.row.lock().print);
+        Ok(VerifyingReader { file: self.open()?, check: Some(check), digest: self.cell.digest })
     }
 }
 
-/// Reads a blob and compares its digest at the end.
+/// Finds out whether bytes are a blob's: by its fingerprint where that is known, which costs little.
+enum Check {
+    Print(Box<FingerprintHasher>, Fingerprint),
+    Digest(DigestHasher, Digest),
+}
+
+impl Check {
+    fn of(digest: Digest, print: Option<Fingerprint>) -> Self {
+        match print {
+            Some(print) => Self::Print(Box::default(), print),
+            None => Self::Digest(DigestHasher::new(), digest),
+        }
+    }
+
+    fn update(&mut self, data: &[u8]) {
+        match self {
+            Self::Print(hasher, _) => hasher.update(data),
+            Self::Digest(hasher, _) => hasher.update(data),
+        }
+    }
+
+    fn holds(self) -> bool {
+        match self {
+            Self::Print(hasher, expected) => hasher.finish() == expected,
+            Self::Digest(hasher, expected) => hasher.finish() == expected,
+        }
+    }
+}
+
+/// Reads a blob and tells at the end whether its bytes were right.
 pub struct VerifyingReader {
     file: File,
-    hasher: Option<DigestHasher>,
-    expected: Digest,
+    check: Option<Check>,
+    digest: Digest,
 }
 
 impl Read for VerifyingReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.file.read(buf)?;
         if n > 0 {
-            if let Some(hasher) = &mut self.hasher {
-                hasher.update(&buf[..n]);
+            if let Some(check) = &mut self.check {
+                check.update(&buf[..n]);
             }
         } else if !buf.is_empty()
-            && let Some(hasher) = self.hasher.take()
-            && hasher.finish() != self.expected
+            && let Some(check) = self.check.take()
+            && !check.holds()
         {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("blob {} is damaged", self.expected)));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("blob {} is damaged", self.digest)));
         }
         Ok(n)
+    }
+}
+
+/// What is being found out of the bytes that come in.
+#[derive(Default)]
+pub(crate) struct Hashers {
+    /// None where the writer verifies the digest.
+    digest: Option<DigestHasher>,
+    print: FingerprintHasher,
+}
+
+impl Hashers {
+    pub(crate) fn new() -> Self {
+        Self { digest: Some(DigestHasher::new()), print: FingerprintHasher::new() }
+    }
+
+    pub(crate) fn update(&mut self, data: &[u8]) {
+        if let Some(hasher) = &mut self.digest {
+            hasher.update(data);
+        }
+        self.print.update(data);
     }
 }
 
@@ -117,7 +174,7 @@ pub struct Ingest {
     store: Store,
     tmp: PathBuf,
     file: Option<File>,
-    hasher: DigestHasher,
+    hashers: Hashers,
     written: u64,
     expected: Option<Digest>,
     size: Option<u64>,
@@ -130,18 +187,27 @@ impl Ingest {
         store: &Store,
         tmp: PathBuf,
         file: File,
-        hasher: DigestHasher,
+        hashers: Hashers,
         written: u64,
         (digest, size): (Digest, u64),
         claim: Claim,
     ) -> Self {
         let (store, file, expected, size) = (store.clone(), Some(file), Some(digest), Some(size));
-        Self { store, tmp, file, hasher, written, expected, size, claim: Some(claim) }
+        Self { store, tmp, file, hashers, written, expected, size, claim: Some(claim) }
     }
 
-    /// The state of the digest over what was written so far.
-    pub fn hasher(&self) -> DigestHasher {
-        self.hasher.clone()
+    /// Leaves the digest to the caller, with its state over what was written so far: from here on nothing but bytes that
+    /// complete the announced digest may be committed, and they are not hashed a second time.
+    pub fn trust(&mut self) -> DigestHasher {
+        match self.expected {
+            Some(_) => self.hashers.digest.take().unwrap_or_default(),
+            None => self.hashers.digest.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Says what the digest is, of a blob begun by [`Store::ingest_hashed`].
+    pub(crate) fn hashed_as(&mut self, digest: Digest) {
+        self.expected = Some(digest);
     }
 
     /// Drops what was written for good, also of an attempt that could be gone on with.
@@ -166,7 +232,7 @@ impl Ingest {
     /// # Errors
     /// Size or digest differ from what was announced; the disk is full.
     pub fn commit(mut self) -> Result<Blob> {
-        let digest = std::mem::take(&mut self.hasher).finish();
+        let Hashers { digest, print } = std::mem::take(&mut self.hashers);
         if let Some(size) = self.size
             && size != self.written
         {
@@ -174,17 +240,20 @@ impl Ingest {
             self.finish_claim();
             return Err(StoreError::Size { expected: size, got });
         }
-        if let Some(expected) = self.expected
-            && expected != digest
-        {
-            self.finish_claim();
-            return Err(StoreError::Mismatch { expected, got: digest });
-        }
+        let digest = match (digest.map(DigestHasher::finish), self.expected) {
+            (Some(got), Some(expected)) if got != expected => {
+                self.finish_claim();
+                return Err(StoreError::Mismatch { expected, got });
+            }
+            (Some(got), _) => got,
+            (None, Some(expected)) => expected,
+            (None, None) => return Err(StoreError::Invalid("nobody has hashed a blob".to_owned())),
+        };
         if let (Some(file), Some(_)) = (&self.file, &self.claim) {
             file.set_permissions(fs::Permissions::from_mode(0o444)).at("change", &self.tmp)?;
         }
         self.file = None;
-        let published = self.store.0.publish_blob(&self.tmp, digest);
+        let published = self.store.0.publish_blob(&self.tmp, digest, print.finish());
         self.finish_claim();
         published
     }
@@ -195,7 +264,7 @@ impl Write for Ingest {
         let Some(file) = &mut self.file else { return Err(io::ErrorKind::BrokenPipe.into()) };
         fault::point("store.blob.write")?;
         let n = file.write(buf)?;
-        self.hasher.update(&buf[..n]);
+        self.hashers.update(&buf[..n]);
         self.written += n as u64;
         if self.size.is_some_and(|size| self.written > size) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than announced"));
@@ -236,8 +305,15 @@ impl Store {
     pub fn ingest(&self, expected: Option<Digest>, size: Option<u64>) -> Result<Ingest> {
         let tmp = self.0.layout.tmp();
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&tmp).at("create", &tmp)?;
-        let hasher = DigestHasher::new();
-        Ok(Ingest { store: self.clone(), tmp, file: Some(file), hasher, written: 0, expected, size, claim: None })
+        let hashers = Hashers::new();
+        Ok(Ingest { store: self.clone(), tmp, file: Some(file), hashers, written: 0, expected, size, claim: None })
+    }
+
+    /// As [`Store::ingest`], for bytes that are hashed before they come; their digest follows.
+    pub(crate) fn ingest_hashed(&self) -> Result<Ingest> {
+        let mut ingest = self.ingest(None, None)?;
+        ingest.hashers.digest = None;
+        Ok(ingest)
     }
 
     /// Stores bytes that are in memory.
@@ -335,8 +411,11 @@ impl Inner {
                 return Some(self.handle(cell.clone()));
             }
         }
-        if Stamp::of(&path).is_some() && matches_digest(&path, digest) {
-            return self.register_blob(*digest, &path).map(|cell| self.handle(cell));
+        let print = cell.as_ref().and_then(|cell| cell.row.lock().print);
+        if Stamp::of(&path).is_some()
+            && let Some(print) = verified(&path, digest, print)
+        {
+            return self.register_blob(*digest, &path, print).map(|cell| self.handle(cell));
         }
         self.rescue_blob(digest, cell.is_some())
     }
@@ -351,9 +430,12 @@ impl Inner {
         let damage = if had_file { "content differs" } else { "file is missing" };
         let _ = disk::remove_tree(&path);
         let copy = self.layout.images().join("blobs/sha256").join(digest.hex());
-        if Stamp::of(&copy).is_some() && matches_digest(&copy, digest) && self.link_into_blobs(&copy, &path).is_ok() {
+        if Stamp::of(&copy).is_some()
+            && let Some(print) = verified(&copy, digest, None)
+            && self.link_into_blobs(&copy, &path).is_ok()
+        {
             self.log.add(format!("blob {digest}"), damage, RepairAction::Repaired);
-            return self.register_blob(*digest, &path).map(|cell| self.handle(cell));
+            return self.register_blob(*digest, &path, print).map(|cell| self.handle(cell));
         }
         self.forget_blob(digest);
         if known || had_file {
@@ -380,12 +462,13 @@ impl Inner {
     }
 
     /// Notes a file whose digest has just been verified.
-    fn register_blob(&self, digest: Digest, path: &Path) -> Option<Arc<BlobCell>> {
+    fn register_blob(&self, digest: Digest, path: &Path, print: Fingerprint) -> Option<Arc<BlobCell>> {
         let stamp = Stamp::of(path)?;
         let now = self.clock.unix();
         let known = self.blobs.lock().get(&digest).map(|cell| cell.row.lock().created);
         let created = known.unwrap_or(now);
-        let row = BlobRow { size: stamp.size, mtime: stamp.mtime, stamp: self.epochs.stamp(), created, used: now };
+        let (Stamp { size, mtime }, print, stamp) = (stamp, Some(print), self.epochs.stamp());
+        let row = BlobRow { size, mtime, print, stamp, created, used: now };
         self.save_blob(&digest, &row);
         let checked = self.clock.unix_nanos();
         let mut blobs = self.blobs.lock();
@@ -399,7 +482,7 @@ impl Inner {
         Some(cell)
     }
 
-    fn publish_blob(&self, tmp: &Path, digest: Digest) -> Result<Blob> {
+    fn publish_blob(&self, tmp: &Path, digest: Digest, print: Fingerprint) -> Result<Blob> {
         let path = self.layout.blob(&digest);
         if let Some(blob) = self.blob(&digest, false) {
             return Ok(blob);
@@ -411,7 +494,7 @@ impl Inner {
         fs::rename(tmp, &path).at("rename", &path)?;
         fault::point("store.blob.renamed").at("rename", &path)?;
         let cell = self
-            .register_blob(digest, &path)
+            .register_blob(digest, &path, print)
             .ok_or_else(|| StoreError::damage(format!("blob {digest} vanished while it was published")))?;
         Ok(self.handle(cell))
     }
@@ -432,6 +515,25 @@ impl Inner {
     }
 }
 
+/// Reads a file and returns its fingerprint if it is the blob `digest`; `print` is what is known of that.
+fn verified(path: &Path, digest: &Digest, print: Option<Fingerprint>) -> Option<Fingerprint> {
+    let mut hashers = Hashers { digest: print.is_none().then(DigestHasher::new), print: FingerprintHasher::new() };
+    let mut file = File::open(path).ok()?;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => hashers.update(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    let got = hashers.print.finish();
+    let right = print.is_none_or(|print| print == got) && hashers.digest.is_none_or(|h| h.finish() == *digest);
+    right.then_some(got)
+}
+
+/// Tells whether a file of which nothing else is known is the blob `digest`.
 pub(crate) fn matches_digest(path: &Path, digest: &Digest) -> bool {
-    File::open(path).and_then(Digest::of_reader).is_ok_and(|(got, _)| got == *digest)
+    verified(path, digest, None).is_some()
 }

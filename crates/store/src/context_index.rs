@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kiln_stdx::Digest;
+use kiln_stdx::Fingerprint;
 use parking_lot::Mutex;
 
 use crate::disk;
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::store::Store;
 
-const KIND: &str = "kiln.context.v2";
+const KIND: &str = "kiln.context.v3";
 /// An entry counts only if the file had been left alone this long when its hashing began: a write within the
 /// granularity of a file system's times would not show. Those that keep fractions of a second take them from a clock
 /// that ticks every 10 ms or more often; the others keep whole seconds.
@@ -57,8 +57,8 @@ struct State {
 /// What is known of a file in some state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
-    /// Digest of its bytes.
-    pub digest: Digest,
+    /// Fingerprint of its bytes.
+    pub digest: Fingerprint,
     /// It has no extended attributes that a layer would keep; a change of them is a change of the change time, so that
     /// they need not be listed again.
     pub plain: bool,
@@ -187,7 +187,7 @@ fn decode(bytes: &[u8]) -> Option<(StatKey, Seen)> {
         Some((u64_at(at)?.cast_signed(), nanos))
     };
     let key = StatKey { ino: u64_at(0)?, size: u64_at(8)?, mtime: time_at(16)?, ctime: time_at(28)? };
-    let digest = Digest::from_bytes(bytes.get(40..72)?.try_into().ok()?);
+    let digest = Fingerprint::from_bytes(bytes.get(40..72)?.try_into().ok()?);
     let known = Known { digest, plain: *bytes.get(72)? == 1 };
     Some((key, Seen { known, now: false }))
 }
@@ -198,7 +198,7 @@ mod tests {
     use crate::StoreConfig;
 
     fn known(bytes: &str) -> Known {
-        Known { digest: Digest::of(bytes), plain: bytes == "a" }
+        Known { digest: Fingerprint::of(bytes), plain: bytes == "a" }
     }
 
     fn key(ino: u64, mtime: i64) -> StatKey {

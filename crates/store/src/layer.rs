@@ -499,8 +499,24 @@ impl Inner {
         if Digest::of(&bytes) != unpacked.manifest {
             return Err(damaged());
         }
-        let manifest = Arc::new(LayerManifest::decode(&bytes).map_err(kiln_snapshot::Error::from)?);
+        let manifest = match LayerManifest::is_old(&bytes) {
+            true => self.upgrade_manifest(cell, &bytes)?,
+            false => LayerManifest::decode(&bytes).map_err(kiln_snapshot::Error::from)?,
+        };
+        let manifest = Arc::new(manifest);
         self.keep_manifest(cell.id, manifest.clone());
+        Ok(manifest)
+    }
+
+    /// Brings the manifest of a layer that an older program made up to date, on disk too.
+    fn upgrade_manifest(&self, cell: &LayerCell, old: &[u8]) -> Result<LayerManifest> {
+        let dir = LayerDir(self.layout.layer(cell.id));
+        let manifest = kiln_snapshot::layer::upgrade_manifest(old, &dir.fs())?;
+        let encoded = manifest.encode();
+        // Between the two steps a kill leaves a layer whose manifest is not the recorded one: damage, which is made good.
+        disk::replace(&dir.manifest(), self.layout.tmp(), &encoded, "store.manifest.rename", false)?;
+        let unpacked = self.unpacked(&manifest, &encoded);
+        self.update_layer(cell, |record| record.unpacked = Some(unpacked))?;
         Ok(manifest)
     }
 

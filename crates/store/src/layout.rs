@@ -58,7 +58,7 @@ impl fmt::Display for RefId {
     }
 }
 
-/// Every path of the on-disk format, version 1.
+/// Every path of the on-disk format, version 2.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     pub root: PathBuf,

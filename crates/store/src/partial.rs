@@ -8,9 +8,9 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, SystemTime};
 
-use kiln_stdx::{Digest, DigestHasher};
+use kiln_stdx::Digest;
 
-use crate::blob::Ingest;
+use crate::blob::{Hashers, Ingest};
 use crate::error::{IoContext, Result};
 use crate::layout::Layout;
 use crate::store::{Inner, Store};
@@ -53,12 +53,12 @@ impl Store {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).at("create", &path)?;
-        let mut hasher = DigestHasher::new();
+        let mut hashers = Hashers::new();
         let mut written = 0;
         let mut piece = vec![0; PIECE];
         loop {
             let n = file.read(&mut piece).at("read", &path)?;
-            hasher.update(&piece[..n]);
+            hashers.update(&piece[..n]);
             written += n as u64;
             if n == 0 {
                 break;
@@ -66,9 +66,9 @@ impl Store {
         }
         if written >= size {
             file.set_len(0).and_then(|()| file.rewind()).at("truncate", &path)?;
-            (written, hasher) = (0, DigestHasher::new());
+            (written, hashers) = (0, Hashers::new());
         }
-        Ok(Ingest::resumed(self, path, file, hasher, written, (digest, size), claim))
+        Ok(Ingest::resumed(self, path, file, hashers, written, (digest, size), claim))
     }
 }
 

@@ -31,10 +31,11 @@ use crate::repair::{RepairAction, RepairLog};
 
 /// The on-disk format that this version writes, and the newest that it reads.
 ///
-/// The rule: a version reads every older format and brings it up to date at open; a newer one is refused with an error
+/// The rule: a version reads every older format and brings it up to date, at open or where a layer is first used (format 1
+/// had manifests of version 1); a newer one is refused with an error
 /// that names both numbers. A missing or damaged `version` file counts as the current format, because everything else
 /// carries its own checksums and formats.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Entries of manifests kept in memory; at about 250 bytes each this is 100 MB.
 const MANIFEST_ENTRIES: usize = 400_000;
@@ -294,7 +295,7 @@ fn check_version(layout: &Layout, log: &RepairLog) -> Result<()> {
         }
         _ => {}
     }
-    if existed || layout.root.join("layers").exists() {
+    if number.is_none() && (existed || layout.root.join("layers").exists()) {
         log.add("version", if existed { "unreadable" } else { "missing" }, RepairAction::Repaired);
     }
     disk::ensure_dir(&layout.root.join("tmp"))?;

@@ -148,13 +148,15 @@ impl Inner {
     fn make_variant(&self, store: &Store, layer: &Layer, options: &BlobOptions) -> Result<LayerBlob> {
         let record = layer.cell.record();
         let store_blob = |write: &mut dyn FnMut(&mut dyn Write) -> Result<Digest>| -> Result<(Blob, Digest)> {
-            let mut ingest = store.ingest(None, None)?;
-            let diff_id = {
-                let mut compressor = Compressor::new(&mut ingest, options.compression);
-                let diff_id = write(&mut compressor)?;
-                compressor.finish().at("compress", &self.layout.root)?;
-                diff_id
-            };
+            // Uncompressed, the blob is the archive, which is hashed where it is written.
+            let same = options.compression.kind == Kind::None;
+            let ingest = if same { store.ingest_hashed()? } else { store.ingest(None, None)? };
+            let mut compressor = Compressor::new(ingest, options.compression);
+            let diff_id = write(&mut compressor)?;
+            let mut ingest = compressor.finish().at("compress", &self.layout.root)?;
+            if same {
+                ingest.hashed_as(diff_id);
+            }
             Ok((ingest.commit()?, diff_id))
         };
         // A pulled layer's archive need not be what kiln would write; its identity is kept by compressing it again.

@@ -203,11 +203,11 @@ fn a_newer_format_is_refused_and_a_damaged_version_is_not() {
     drop(open(&root));
     let version = root.join("version");
     let good = fs::read(&version).unwrap();
-    let check = &kiln_stdx::Digest::of("kiln store 2").hex()[..8];
-    fs::write(&version, format!("kiln store 2 {check}\n")).unwrap();
+    let check = &kiln_stdx::Digest::of("kiln store 3").hex()[..8];
+    fs::write(&version, format!("kiln store 3 {check}\n")).unwrap();
     let error = kiln_store::Store::open(kiln_store::StoreConfig::new(&root)).err().unwrap();
-    assert!(error.to_string().contains("format 2"), "{error}");
-    fs::write(&version, b"kiln store 2 deadbeef\n").unwrap();
+    assert!(error.to_string().contains("format 3"), "{error}");
+    fs::write(&version, b"kiln store 3 deadbeef\n").unwrap();
     assert_eq!(open(&root).repairs().total(), 1);
     assert_eq!(fs::read(&version).unwrap(), good);
 }

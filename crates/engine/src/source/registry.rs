@@ -4,15 +4,19 @@ use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
 use kiln_oci::{Descriptor, Reference};
 use kiln_registry::{Credentials, ErrorKind, FetchStart, Registry, RegistryError, Repository};
 use kiln_stdx::ErrorClass;
 use kiln_store::{Ingest, Store};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 
 use super::resolve::{ImageOrigin, keep, kept};
 use crate::error::EngineError;
+
+/// Pieces of a layer that may wait for the disk; each is some ten kilobytes.
+const AHEAD: usize = 32;
 
 /// One name in a registry, as one build sees it.
 pub struct RegistryImage {
@@ -92,12 +96,11 @@ impl ImageOrigin for RegistryImage {
             let (store, digest, size) = (store.clone(), descriptor.digest, descriptor.size);
             // What came of an earlier attempt is read again for its digest, which takes its time.
             let begun = tokio::task::spawn_blocking(move || store.resume(digest, size)).await;
-            let mut ingest =
-                begun.map_err(|e| EngineError::new(ErrorClass::Bug, format!("a task panicked: {e}")))??;
+            let ingest = begun.map_err(|e| panicked(&e))??;
             let resumed = ingest.written() > 0;
-            let error = match self.receive(descriptor, &mut ingest, &avoid, progress).await? {
-                None => return Ok(ingest.commit().map(drop)?),
-                Some(error) => error,
+            let (ingest, error) = match self.receive(descriptor, ingest, &avoid, progress).await? {
+                (ingest, None) => return Ok(ingest.commit().map(drop)?),
+                (ingest, Some(error)) => (ingest, error),
             };
             let wrong = matches!(error.kind, ErrorKind::DigestMismatch { .. } | ErrorKind::LengthMismatch { .. });
             if !wrong {
@@ -116,27 +119,52 @@ impl ImageOrigin for RegistryImage {
 }
 
 impl RegistryImage {
-    /// Receives a layer, or the rest of it. Returns what the registry failed with, what came before that being written.
+    /// Receives a layer, or the rest of it, while what came before is being written. Returns what the registry failed
+    /// with, all that came before that being written.
     async fn receive(
         &self,
         descriptor: &Descriptor,
-        ingest: &mut Ingest,
+        mut ingest: Ingest,
         avoid: &[String],
         progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<Option<RegistryError>, EngineError> {
+    ) -> Result<(Ingest, Option<RegistryError>), EngineError> {
         let repository = Repository::from(&self.reference);
-        let start = FetchStart { offset: ingest.written(), hasher: ingest.hasher(), avoid: avoid.to_vec() };
+        // The stream ends well only if the whole has the descriptor's digest and length.
+        let start = FetchStart { offset: ingest.written(), hasher: ingest.trust(), avoid: avoid.to_vec() };
         let mut stream = match self.registry.fetch_blob_from(&repository, descriptor, start, &self.credentials).await {
             Ok(stream) => stream,
-            Err(error) => return Ok(Some(error)),
+            Err(error) => return Ok((ingest, Some(error))),
         };
+        let mut received = ingest.written();
+        let (pieces, mut queue) = mpsc::channel::<Bytes>(AHEAD);
+        let writing = tokio::task::spawn_blocking(move || {
+            while let Some(piece) = queue.blocking_recv() {
+                ingest.write_all(&piece)?;
+            }
+            Ok::<_, std::io::Error>(ingest)
+        });
+        let mut failure = None;
         while let Some(piece) = stream.next().await {
             match piece {
-                Ok(piece) => ingest.write_all(&piece)?,
-                Err(error) => return Ok(Some(error)),
+                Ok(piece) => {
+                    received += piece.len() as u64;
+                    // The writer ends early only with an error of its own.
+                    if pieces.send(piece).await.is_err() {
+                        break;
+                    }
+                    progress(received);
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
             }
-            progress(ingest.written());
         }
-        Ok(None)
+        drop(pieces);
+        Ok((writing.await.map_err(|e| panicked(&e))??, failure))
     }
+}
+
+fn panicked(error: &tokio::task::JoinError) -> EngineError {
+    EngineError::new(ErrorClass::Bug, format!("a task panicked: {error}"))
 }

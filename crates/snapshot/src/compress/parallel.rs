@@ -1,10 +1,11 @@
 //! Cuts a stream into units, compresses them on several threads, and writes the results in order.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+
+use super::output::{Output, Piece};
 
 /// How units are compressed.
 pub(super) trait Codec: 'static {
@@ -25,37 +26,31 @@ struct Job {
     reply: SyncSender<io::Result<Vec<u8>>>,
 }
 
-/// The writing end; see [`Compressor`](super::Compressor).
-pub(super) struct Pipeline<W: Write> {
-    out: W,
+/// Compresses what is written to it; see [`Compressor`](super::Compressor).
+pub(super) struct Pipeline<W> {
+    output: Output<W>,
     unit: usize,
     data: Vec<u8>,
-    pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     pool: Pool,
-    failed: bool,
 }
 
-impl<W: Write> Pipeline<W> {
+impl<W: Write + Send + 'static> Pipeline<W> {
     pub(super) fn new<C: Codec>(out: W, level: i32, workers: usize) -> Self {
+        let workers = workers.clamp(1, 64);
+        // Each worker has a unit and finds another one waiting.
+        let ahead = workers * 2;
         Self {
-            out,
+            output: Output::new(out, ahead),
             unit: C::UNIT,
             data: Vec::with_capacity(C::UNIT),
-            pending: VecDeque::new(),
-            pool: Pool::new::<C>(level, workers.clamp(1, 64)),
-            failed: false,
+            pool: Pool::new::<C>(level, workers, ahead),
         }
     }
 
     pub(super) fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.failed {
-            return Err(failed_before());
-        }
         // A full unit is sent when more comes, so that the last one is known to be the last.
         if self.data.len() == self.unit && !buf.is_empty() {
-            let sent = self.send(false);
-            self.failed = sent.is_err();
-            sent?;
+            self.send(self.unit)?;
         }
         let n = buf.len().min(self.unit - self.data.len());
         self.data.extend_from_slice(&buf[..n]);
@@ -63,32 +58,17 @@ impl<W: Write> Pipeline<W> {
     }
 
     pub(super) fn finish(mut self) -> io::Result<W> {
-        if self.failed {
-            return Err(failed_before());
-        }
-        self.send(true)?;
-        while !self.pending.is_empty() {
-            self.write_next()?;
-        }
-        self.out.flush()?;
-        Ok(self.out)
+        self.send(0)?;
+        self.output.finish()
     }
 
-    fn send(&mut self, last: bool) -> io::Result<()> {
-        while self.pending.len() >= self.pool.ahead {
-            self.write_next()?;
-        }
-        let unit = std::mem::replace(&mut self.data, Vec::with_capacity(if last { 0 } else { self.unit }));
+    /// Hands over what there is and begins a unit of at most `next` bytes.
+    fn send(&mut self, next: usize) -> io::Result<()> {
         let (reply, answer) = sync_channel(1);
-        self.pool.submit(Job { unit, reply })?;
-        self.pending.push_back(answer);
-        Ok(())
-    }
-
-    fn write_next(&mut self) -> io::Result<()> {
-        let Some(answer) = self.pending.pop_front() else { return Ok(()) };
-        let bytes = answer.recv().map_err(|_| died())??;
-        self.out.write_all(&bytes)
+        // First in the order of the output, which also bounds how many units are under way.
+        self.output.send(Piece::Later(answer))?;
+        let unit = std::mem::replace(&mut self.data, Vec::with_capacity(next));
+        self.pool.submit(Job { unit, reply })
     }
 }
 
@@ -96,13 +76,10 @@ impl<W: Write> Pipeline<W> {
 struct Pool {
     jobs: Option<SyncSender<Job>>,
     threads: Vec<JoinHandle<()>>,
-    /// How many units may be under way.
-    ahead: usize,
 }
 
 impl Pool {
-    fn new<C: Codec>(level: i32, workers: usize) -> Self {
-        let ahead = workers * 2;
+    fn new<C: Codec>(level: i32, workers: usize, ahead: usize) -> Self {
         let (jobs, queue) = sync_channel::<Job>(ahead);
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..workers)
@@ -111,7 +88,7 @@ impl Pool {
                 std::thread::spawn(move || work::<C>(level, &queue))
             })
             .collect();
-        Self { jobs: Some(jobs), threads, ahead }
+        Self { jobs: Some(jobs), threads }
     }
 
     fn submit(&self, job: Job) -> io::Result<()> {
@@ -145,8 +122,4 @@ fn work<C: Codec>(level: i32, queue: &Mutex<Receiver<Job>>) {
 
 fn died() -> io::Error {
     io::Error::other("a compressing thread died")
-}
-
-fn failed_before() -> io::Error {
-    io::Error::other("the compressor failed before")
 }

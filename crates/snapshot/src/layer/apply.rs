@@ -10,7 +10,7 @@ use std::io::{BufRead, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use kiln_stdx::{Digest, DigestHasher};
+use kiln_stdx::{Digest, FingerprintHasher};
 
 use super::build::{FileMeta, LayerBuilder};
 use crate::entry::Kind;
@@ -174,7 +174,7 @@ impl One<'_, '_, '_> {
         reader: &mut Reader<R>,
     ) -> Result<()> {
         let file = self.builder.create(dest)?;
-        let mut hasher = DigestHasher::new();
+        let mut hasher = FingerprintHasher::new();
         let mut at = 0;
         reader.read_data(member, |offset, bytes| {
             hash_zeros(&mut hasher, offset - at);
@@ -283,7 +283,7 @@ fn meta(member: &Member) -> FileMeta {
     FileMeta { mode: member.mode, uid: member.uid, gid: member.gid, mtime: member.mtime, xattrs: member.xattrs.clone() }
 }
 
-fn hash_zeros(hasher: &mut DigestHasher, mut count: u64) {
+fn hash_zeros(hasher: &mut FingerprintHasher, mut count: u64) {
     static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     while count > 0 {
         let n = usize::try_from(count).unwrap_or(ZEROS.len()).min(ZEROS.len());

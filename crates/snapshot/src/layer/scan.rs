@@ -1,18 +1,19 @@
 //! Reading a directory into a manifest: what a step left in its upper directory, or what a stored layer holds.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kiln_stdx::{Digest, DigestHasher};
+use kiln_stdx::{DigestHasher, Fingerprint, FingerprintHasher};
 use rustix::fs::{AtFlags, OFlags, RawDir, Stat};
-use rustix::io::Errno;
 
 use super::build::number_groups;
+use super::verify::damage_of;
 use crate::entry::{Entry, Kind};
-use crate::error::{Error, Result};
+use crate::error::{Damage, DamageKind, Error, Result};
 use crate::manifest::LayerManifest;
 use crate::path;
 use crate::sys::{self, Root};
@@ -108,7 +109,7 @@ fn plain(path: Vec<u8>, kind: Kind, stat: &Stat) -> Entry {
         size: if kind == Kind::File { stat.st_size.cast_unsigned() } else { 0 },
         ino: stat.st_ino,
         rdev: if device { sys::rdev_of(stat) } else { (0, 0) },
-        digest: (kind == Kind::File).then(|| Digest::of(b"")),
+        digest: (kind == Kind::File).then(|| Fingerprint::of(b"")),
         ..Entry::new(path, kind)
     }
 }
@@ -128,8 +129,8 @@ pub(crate) fn digest_files(dir: &Path, entries: &mut [Entry], wanted: impl Fn(&E
             _ => {}
         }
     }
-    for (i, digest) in digest_jobs(dir, entries, &jobs)? {
-        entries[i].digest = Some(digest);
+    for (i, print) in each_file(dir, entries, &jobs, |file, _, buf| Ok(Fingerprint::of_reader(file, buf)?.0))? {
+        entries[i].digest = Some(print);
     }
     for (to, from) in copies {
         entries[to].digest = entries[from].digest;
@@ -137,24 +138,64 @@ pub(crate) fn digest_files(dir: &Path, entries: &mut [Entry], wanted: impl Fn(&E
     Ok(())
 }
 
-fn digest_jobs(dir: &Path, entries: &[Entry], jobs: &[usize]) -> Result<Vec<(usize, Digest)>> {
+/// Returns the current form of a manifest of an older version, of the layer in `dir`: all files are read, and compared with
+/// the digests that it has.
+///
+/// # Errors
+/// [`Error::Damage`] when a file is not what the manifest says; a manifest that cannot be read.
+pub fn upgrade_manifest(old: &[u8], dir: &Path) -> Result<LayerManifest> {
+    let mut entries = LayerManifest::decode_old(old)?;
+    let jobs: Vec<usize> = (0..entries.len()).filter(|&i| entries[i].is_file()).collect();
+    let both = |mut file: File, entry: &Entry, buf: &mut [u8]| {
+        let (mut digest, mut print) = (DigestHasher::new(), FingerprintHasher::new());
+        loop {
+            match file.read(buf) {
+                Ok(0) => break,
+                Ok(n) => {
+                    digest.update(&buf[..n]);
+                    print.update(&buf[..n]);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let right = entry.digest.map(|d| *d.as_bytes()) == Some(*digest.finish().as_bytes());
+        Ok(right.then(|| print.finish()))
+    };
+    for (i, print) in each_file(dir, &entries, &jobs, both).map_err(damage_of)? {
+        if print.is_none() {
+            return Err(Damage::new(&entries[i].path, DamageKind::Content).into());
+        }
+        entries[i].digest = print;
+    }
+    Ok(LayerManifest::new(entries)?)
+}
+
+/// Does `work` on the files of the entries at `jobs`, on all cores.
+fn each_file<T: Send>(
+    dir: &Path,
+    entries: &[Entry],
+    jobs: &[usize],
+    work: impl Fn(File, &Entry, &mut [u8]) -> std::io::Result<T> + Sync,
+) -> Result<Vec<(usize, T)>> {
     let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(usize, Digest)>> {
+    let run = || -> Result<Vec<(usize, T)>> {
         let mut root = Root::open(dir)?;
         let mut buf = vec![0u8; 256 * 1024];
         let mut done = Vec::new();
         while let Some(&job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let path = &entries[job].path;
-            let digest = digest_file(&mut root, path, &mut buf).map_err(Error::sys("read", path))?;
-            done.push((job, digest));
+            let entry = &entries[job];
+            let file = File::from(root.open_file(&entry.path).map_err(Error::sys("read", &entry.path))?);
+            let result = work(file, entry, &mut buf).map_err(Error::io("read", path::lossy(&entry.path)))?;
+            done.push((job, result));
         }
         Ok(done)
     };
     // A thread costs more than hashing a few files.
     let threads = sys::workers().min(jobs.len().div_ceil(8)).max(1);
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let mut all = work()?;
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
+        let mut all = run()?;
         for other in others {
             let part = other.join().map_err(|_| Error::io("hash", dir)(std::io::Error::other("a thread died")))?;
             all.extend(part?);
@@ -163,15 +204,36 @@ fn digest_jobs(dir: &Path, entries: &[Entry], jobs: &[usize]) -> Result<Vec<(usi
     })
 }
 
-fn digest_file(root: &mut Root, path: &[u8], buf: &mut [u8]) -> Result<Digest, Errno> {
-    let mut file = std::fs::File::from(root.open_file(path)?);
-    let mut hasher = DigestHasher::new();
-    loop {
-        match file.read(buf) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(n) => hasher.update(&buf[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+#[cfg(test)]
+mod tests {
+    use kiln_stdx::Digest;
+
+    use super::*;
+
+    /// Rewrites a manifest as version 1 had it.
+    fn aged(manifest: &LayerManifest, dir: &Path) -> Vec<u8> {
+        let mut entries = manifest.entries().to_vec();
+        for entry in entries.iter_mut().filter(|e| e.is_file()) {
+            let bytes = std::fs::read(super::super::build::join_os(dir, &entry.path)).unwrap();
+            entry.digest = Some(Fingerprint::from_bytes(*Digest::of(bytes).as_bytes()));
         }
+        LayerManifest::new(entries).unwrap().encode_old()
+    }
+
+    #[test]
+    fn old_manifests_are_read_with_their_files() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::fs::write(dir.path().join("d/a"), "some bytes").unwrap();
+        std::fs::write(dir.path().join("empty"), "").unwrap();
+        std::fs::hard_link(dir.path().join("d/a"), dir.path().join("link")).unwrap();
+        let manifest = scan(dir.path()).unwrap();
+        let old = aged(&manifest, dir.path());
+        assert!(LayerManifest::is_old(&old) && !LayerManifest::is_old(&manifest.encode()));
+        assert!(LayerManifest::decode(&old).is_err());
+        assert_eq!(upgrade_manifest(&old, dir.path()).unwrap(), manifest);
+
+        std::fs::write(dir.path().join("d/a"), "other byte").unwrap();
+        assert!(matches!(upgrade_manifest(&old, dir.path()), Err(Error::Damage(_))));
     }
 }

@@ -133,7 +133,7 @@ fn unreadable(path: &[u8], errno: Errno) -> Damage {
     Damage::new(path, DamageKind::Unreadable(std::io::Error::from(errno).to_string()))
 }
 
-fn damage_of(error: Error) -> Damage {
+pub(super) fn damage_of(error: Error) -> Damage {
     match error {
         Error::Damage(damage) => damage,
         Error::Io { path, source, .. } => {

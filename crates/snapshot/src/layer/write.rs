@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use kiln_stdx::{Digest, DigestHasher, DigestWriter};
+use kiln_stdx::{Digest, DigestWriter, FingerprintHasher};
 use rustix::io::Errno;
 
 use super::apply::{OPAQUE, WHITEOUT};
@@ -39,7 +39,7 @@ pub struct Written {
 }
 
 /// Writes the layer with manifest `manifest` and directory `fs` to `out`. The bytes of every file are compared
-/// with the manifest's digest while they pass.
+/// with the manifest's fingerprint while they pass.
 ///
 /// # Errors
 /// [`Error::Damage`] when a file is not what the manifest says, [`Error::Unstorable`] for names that would mean a
@@ -158,7 +158,7 @@ impl<'a, W: Write> TarWriter<'a, W> {
             Err(Errno::LOOP | Errno::NXIO) => return damaged(DamageKind::Kind),
             Err(e) => return damaged(DamageKind::Unreadable(std::io::Error::from(e).to_string())),
         };
-        let mut hasher = DigestHasher::new();
+        let mut hasher = FingerprintHasher::new();
         let mut left = entry.size;
         loop {
             let n = match file.read(&mut self.buf) {

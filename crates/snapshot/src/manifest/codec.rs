@@ -1,7 +1,7 @@
-//! Binary form of a manifest, version 1.
+//! Binary form of a manifest, version 2. Version 1 had SHA-256 for files.
 //!
 //! ```text
-//! "kilnLM" 0x00 0x01            magic and version
+//! "kilnLM" 0x00 0x02            magic and version
 //! varint                        number of entries
 //! per entry, in component order:
 //!   varint varint bytes         path: bytes shared with the previous path, length of the rest, the rest
@@ -11,7 +11,7 @@
 //!     varint mode, uid, gid; zigzag seconds; varint nanoseconds; varint inode
 //!     [group] varint            link group
 //!     [device] varint varint    major, minor
-//!     file: varint size, 32 bytes SHA-256;  symlink: varint length, bytes
+//!     file: varint size, 32 bytes BLAKE3;  symlink: varint length, bytes
 //!     [attributes] varint count, then per attribute: varint length, bytes (name), varint length, bytes (value)
 //! 32 bytes                      SHA-256 of everything before
 //! ```
@@ -20,12 +20,14 @@
 
 use std::collections::BTreeMap;
 
-use kiln_stdx::Digest;
+use kiln_stdx::{Digest, Fingerprint};
 
 use crate::entry::{Entry, Kind};
 
 const MAGIC: &[u8; 6] = b"kilnLM";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// The version that had SHA-256 in place of BLAKE3, and nothing else different.
+const WITH_DIGESTS: u16 = 1;
 
 const GROUP: u8 = 1;
 const OPAQUE: u8 = 2;
@@ -58,9 +60,18 @@ pub enum DecodeError {
 }
 
 pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
+    encode_as(VERSION, entries)
+}
+
+#[cfg(test)]
+pub(super) fn encode_with_digests(entries: &[Entry]) -> Vec<u8> {
+    encode_as(WITH_DIGESTS, entries)
+}
+
+fn encode_as(version: u16, entries: &[Entry]) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 + entries.len() * 96);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&VERSION.to_be_bytes());
+    out.extend_from_slice(&version.to_be_bytes());
     put(&mut out, entries.len() as u64);
     let mut previous: &[u8] = &[];
     for entry in entries {
@@ -117,10 +128,24 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Vec<Entry>, DecodeError> {
+    decode_as(VERSION, bytes)
+}
+
+/// Tells whether bytes begin as those of version 1 do.
+pub(super) fn is_old(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(MAGIC).is_some_and(|rest| rest.starts_with(&WITH_DIGESTS.to_be_bytes()))
+}
+
+/// Reads version 1. The bytes of the files' SHA-256 stand where their fingerprints belong.
+pub(super) fn decode_with_digests(bytes: &[u8]) -> Result<Vec<Entry>, DecodeError> {
+    decode_as(WITH_DIGESTS, bytes)
+}
+
+fn decode_as(known: u16, bytes: &[u8]) -> Result<Vec<Entry>, DecodeError> {
     let Some(rest) = bytes.strip_prefix(MAGIC) else { return Err(DecodeError::NotAManifest) };
     let Some((version, _)) = rest.split_first_chunk::<2>() else { return Err(DecodeError::NotAManifest) };
     let version = u16::from_be_bytes(*version);
-    if version != VERSION {
+    if version != known {
         return Err(DecodeError::Version(version));
     }
     let Some((body, sum)) = bytes.split_last_chunk::<32>() else { return Err(DecodeError::Checksum) };
@@ -207,7 +232,7 @@ impl<'a> Input<'a> {
             entry.size = self.number()?;
             let (digest, rest) = self.0.split_first_chunk::<32>().ok_or(DecodeError::Malformed)?;
             self.0 = rest;
-            entry.digest = Some(Digest::from_bytes(*digest));
+            entry.digest = Some(Fingerprint::from_bytes(*digest));
         } else if kind == Kind::Symlink {
             entry.target = self.bytes()?.to_vec();
         }

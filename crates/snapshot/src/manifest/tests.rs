@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_stdx::Digest;
+use kiln_stdx::{Digest, Fingerprint};
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn sample() -> LayerManifest {
             ino: u64::MAX,
             mtime: (-1, 999_999_999),
             nlink_group: Some(0),
-            digest: Some(Digest::of("x")),
+            digest: Some(Fingerprint::of("x")),
             ..Entry::new("a/\u{fe}", Kind::File)
         },
         Entry { target: b"../\xff".to_vec(), mtime: (i64::MIN, 1), ..Entry::new("a/link", Kind::Symlink) },
@@ -80,12 +80,12 @@ fn garbage_behind_a_right_checksum_does_not_panic() {
 #[test]
 fn versions_and_strangers_are_told_apart() {
     assert_eq!(LayerManifest::decode(b""), Err(DecodeError::NotAManifest));
-    assert_eq!(LayerManifest::decode(b"kilnLM\x00\x02xx"), Err(DecodeError::Version(2)));
+    assert_eq!(LayerManifest::decode(b"kilnLM\x00\x03xx"), Err(DecodeError::Version(3)));
 }
 
 #[test]
 fn broken_rules_are_refused() {
-    let file = |path: &str| Entry { digest: Some(Digest::of("")), ..Entry::new(path, Kind::File) };
+    let file = |path: &str| Entry { digest: Some(Fingerprint::of("")), ..Entry::new(path, Kind::File) };
     let cases: Vec<(&str, Vec<Entry>)> = vec![
         ("no root", vec![Entry::dir("a")]),
         ("file as root", vec![file("")]),
@@ -107,7 +107,7 @@ fn sizes_count_an_inode_once() {
         size: 10,
         ino: 4,
         nlink_group: group,
-        digest: Some(Digest::of("0123456789")),
+        digest: Some(Fingerprint::of("0123456789")),
         ..Entry::new(path, Kind::File)
     };
     let manifest =

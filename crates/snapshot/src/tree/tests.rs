@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use kiln_stdx::Digest;
+use kiln_stdx::Fingerprint;
 
 use super::*;
 
 fn file(path: &str, content: &str) -> Entry {
-    Entry { size: content.len() as u64, digest: Some(Digest::of(content)), ..Entry::new(path, Kind::File) }
+    Entry { size: content.len() as u64, digest: Some(Fingerprint::of(content)), ..Entry::new(path, Kind::File) }
 }
 
 fn link(path: &str, target: &str) -> Entry {

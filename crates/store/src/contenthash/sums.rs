@@ -1,5 +1,5 @@
-//! File sums: the content digest of each file's header and bytes. It cannot be had from the digest of the bytes alone,
-//! so it is remembered by that digest and the header's fields: in memory for all layers, and beside each layer in the
+//! File sums: the content digest of each file's header and bytes. It cannot be had from the fingerprint of the bytes alone,
+//! so it is remembered by that fingerprint and the header's fields: in memory for all layers, and beside each layer in the
 //! file `sums`. What is remembered for one layer serves every other that holds the same file.
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_snapshot::{Entry, Node};
-use kiln_stdx::{Digest, DigestHasher};
+use kiln_stdx::{Digest, DigestHasher, FingerprintHasher};
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -19,14 +19,14 @@ use crate::layout::{LayerDir, LayerId};
 use crate::refs::ImmutableRef;
 use crate::store::Store;
 
-const KIND: &str = "kiln.sums.v1";
+const KIND: &str = "kiln.sums.v2";
 /// Sums kept in memory, at about 120 bytes each; beyond that all are forgotten and read again where needed.
 const MOST: usize = 500_000;
 /// Bytes of a pair in the file.
 const PAIR: usize = KEY + 32;
 const KEY: usize = 32 + 12 + 8;
 
-/// What a sum depends on: the bytes' digest, mode, owner, group, and a digest of the extended attributes.
+/// What a sum depends on: the bytes' fingerprint, mode, owner, group, and a digest of the extended attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct SumKey([u8; KEY]);
 
@@ -242,7 +242,7 @@ fn sum_of(dir: &File, entry: &Entry, buffer: &mut [u8]) -> Result<Digest> {
     let fd = rustix::fs::openat2(dir, entry.path.as_slice(), flags, Mode::empty(), how).map_err(|_| damaged())?;
     let mut file = File::from(fd);
     let mut sum = header::FileSum::new(entry);
-    let mut data = DigestHasher::new();
+    let mut data = FingerprintHasher::new();
     loop {
         let n = match file.read(buffer) {
             Ok(0) => break,

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use kiln_oci::{ChainId, Descriptor, DiffId, Manifest, media};
 use kiln_snapshot::compress::Compression;
 use kiln_snapshot::layer::{FileMeta, LayerBuilder};
-use kiln_stdx::Digest;
+use kiln_stdx::{Digest, Fingerprint};
 use kiln_store::{
     BlobOptions, ContentSelector, ImmutableRef, Layer, LayerId, LayerInfo, LazyLayer, MountOwner, RecordType, Result,
     Sharing, StatKey, Store, StoreConfig, StoreError,
@@ -171,11 +171,11 @@ pub fn work(store: &Store) -> Result<Outcome> {
     let index = store.context_index(1, 7);
     let key = StatKey { ino: 1, size: 2, mtime: (5, 0), ctime: (5, 0) };
     if let Some(known) = index.get(&key) {
-        assert_eq!(known.digest, Digest::of("indexed"));
+        assert_eq!(known.digest, Fingerprint::of("indexed"));
     }
     index.put(
         key,
-        kiln_store::Known { digest: Digest::of("indexed"), plain: true },
+        kiln_store::Known { digest: Fingerprint::of("indexed"), plain: true },
         UNIX_EPOCH + Duration::from_secs(100),
     );
     index.save()?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use kiln_snapshot::layer::{FileMeta, Overrides};
 use kiln_snapshot::{Entry, Kind, LayerBuilder, LayerManifest, Tree};
-use kiln_stdx::{Digest, DigestHasher};
+use kiln_stdx::{Digest, Fingerprint};
 use kiln_store::{FileSum, ImmutableRef, RecordType, Store};
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +66,7 @@ pub trait Contents: Sync {
 /// A small file that was read whole.
 struct Small {
     bytes: Vec<u8>,
-    digest: Digest,
+    digest: Fingerprint,
 }
 
 /// A directory to be made into a layer.
@@ -143,9 +143,7 @@ impl Assembly<'_> {
         if size > SMALL {
             return Ok(None);
         }
-        let mut hasher = DigestHasher::new();
-        hasher.update(&bytes);
-        let digest = hasher.finish();
+        let digest = Fingerprint::of(&bytes);
         self.learn(place, entry, &file, (digest, size), || {
             let mut sum = FileSum::new(entry);
             sum.update(&bytes);
@@ -160,7 +158,7 @@ impl Assembly<'_> {
         place: usize,
         entry: &Entry,
         file: &File,
-        (digest, size): (Digest, u64),
+        (digest, size): (Fingerprint, u64),
         sum: impl FnOnce() -> Digest,
     ) {
         let written = Entry { digest: Some(digest), size, ..entry.clone() };
@@ -243,10 +241,12 @@ impl<R: Read> Read for Summing<R> {
     }
 }
 
-/// Returns the digest of a reader's bytes.
+/// Returns the fingerprint of a reader's bytes.
 ///
 /// # Errors
 /// The reader's.
-pub fn digest_of(reader: impl Read) -> std::io::Result<Digest> {
-    Digest::of_reader(reader).map(|(digest, _)| digest)
+pub fn print_of(reader: impl Read) -> std::io::Result<Fingerprint> {
+    // Most files are small: clearing a large buffer for each would cost more than reading.
+    let mut buffer = [0; 32 << 10];
+    Fingerprint::of_reader(reader, &mut buffer).map(|(print, _)| print)
 }

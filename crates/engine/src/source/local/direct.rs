@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use kiln_snapshot::Entry;
-use kiln_stdx::Digest;
+use kiln_stdx::Fingerprint;
 use kiln_store::{ContextIndex, ImmutableRef, Known, StatKey, Store, is_local_filesystem};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Wanted;
 use super::ahead::ahead;
-use super::assemble::{Assembly, Contents, Last, digest_of, unreadable};
+use super::assemble::{Assembly, Contents, Last, print_of, unreadable};
 use super::walk::{Found, names_in, open_file, stat_key, walk};
 use crate::error::EngineError;
 
@@ -99,7 +99,7 @@ fn settle(
     last: Option<&Last>,
     index: Option<&Arc<ContextIndex>>,
     cancel: &CancellationToken,
-) -> Result<Vec<(usize, Digest)>, EngineError> {
+) -> Result<Vec<(usize, Fingerprint)>, EngineError> {
     let looks_the_same = |entry: &Entry| {
         let old = last.and_then(|last| last.get(&entry.path));
         old.is_some_and(|old| old.same_object(&Entry { digest: old.digest, ..entry.clone() }))
@@ -139,10 +139,15 @@ fn links(found: &[Found]) -> HashMap<usize, usize> {
     links
 }
 
-fn hash(root: &OwnedFd, entry: &Entry, key: StatKey, index: Option<&Arc<ContextIndex>>) -> Result<Digest, EngineError> {
+fn hash(
+    root: &OwnedFd,
+    entry: &Entry,
+    key: StatKey,
+    index: Option<&Arc<ContextIndex>>,
+) -> Result<Fingerprint, EngineError> {
     let started = SystemTime::now();
     let file = open_file(root.as_fd(), &entry.path).map_err(|e| unreadable(&e))?;
-    let digest = digest_of(&file)?;
+    let digest = print_of(&file)?;
     let after = rustix::fs::fstat(&file).map_err(std::io::Error::from)?;
     if let Some(index) = index
         && stat_key(&after) == key

@@ -12,7 +12,7 @@ use kiln_session::stat::Kind as StatKind;
 use kiln_snapshot::{Entry, Kind};
 use kiln_store::Store;
 
-use super::assemble::{Contents, Last, digest_of};
+use super::assemble::{Contents, Last, print_of};
 use super::metadata::{self, Listing};
 
 /// Most contents kept open for writing at once; descriptors are scarce.
@@ -74,7 +74,7 @@ impl Received {
             let Some(entry) = self.entries.get(place) else { continue };
             let looks_the_same = |old: &Entry| old.same_object(&Entry { digest: old.digest, ..entry.clone() });
             if last.get(&entry.path).is_some_and(looks_the_same) {
-                let digest = digest_of(File::open(self.path(id))?)?;
+                let digest = print_of(File::open(self.path(id))?)?;
                 self.entries[place].digest = Some(digest);
             }
         }

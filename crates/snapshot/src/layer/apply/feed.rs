@@ -1,4 +1,5 @@
-//! Reads and hashes an input on its own thread, a few pieces ahead of who takes them.
+//! Reads an input on one thread and hashes it on another, a few pieces ahead of who takes them: decompressing and hashing
+//! take as long as all the rest.
 
 use std::io::{self, BufRead, ErrorKind, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -9,7 +10,7 @@ use kiln_stdx::{Digest, DigestHasher};
 /// Bytes of one piece.
 pub(super) const PIECE: usize = 256 * 1024;
 /// How many pieces may wait.
-const AHEAD: usize = 8;
+const AHEAD: usize = 4;
 
 /// The taking end.
 pub(super) struct Feed {
@@ -20,15 +21,17 @@ pub(super) struct Feed {
     ended: bool,
 }
 
-/// Starts reading `input` to its end. The thread returns digest and size of what it read; it ends early when the
-/// [`Feed`] is dropped, at the latest after the read it is in.
+/// Starts reading `input` to its end. The thread returns digest and size of what was read; it ends early when the
+/// [`Feed`] is dropped, at the latest after the read that is going on then.
 pub(super) fn start<'scope, R: Read + Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     input: R,
 ) -> (Feed, ScopedJoinHandle<'scope, (Digest, u64)>) {
+    let (read, unhashed) = sync_channel(AHEAD);
     let (send, pieces) = sync_channel(AHEAD);
-    let (used, free) = sync_channel(AHEAD + 2);
-    let thread = scope.spawn(move || read_all(input, &send, &free));
+    let (used, free) = sync_channel(2 * AHEAD + 3);
+    scope.spawn(move || read_all(input, &read, &free));
+    let thread = scope.spawn(move || hash_all(&unhashed, &send));
     (Feed { pieces, used, piece: Vec::new(), at: 0, ended: false }, thread)
 }
 
@@ -37,28 +40,36 @@ pub(super) fn gone() -> io::Error {
     io::Error::other("the reading thread ended early")
 }
 
-fn read_all(mut input: impl Read, send: &SyncSender<io::Result<Vec<u8>>>, free: &Receiver<Vec<u8>>) -> (Digest, u64) {
-    let mut hasher = DigestHasher::new();
-    let mut total = 0;
+/// Reads pieces up to an error or the end, which is an empty piece.
+fn read_all(mut input: impl Read, send: &SyncSender<io::Result<Vec<u8>>>, free: &Receiver<Vec<u8>>) {
     loop {
         let mut piece = free.try_recv().unwrap_or_default();
         piece.resize(PIECE, 0);
-        match fill(&mut input, &mut piece) {
-            Ok(0) => break,
-            Ok(n) => piece.truncate(n),
-            Err(e) => {
-                // Nobody waits for it when the taker has given up.
-                let _ = send.send(Err(e));
-                return (hasher.finish(), total);
-            }
-        }
-        hasher.update(&piece);
-        total += piece.len() as u64;
-        if send.send(Ok(piece)).is_err() {
-            return (hasher.finish(), total);
+        let piece = fill(&mut input, &mut piece).map(|n| {
+            piece.truncate(n);
+            piece
+        });
+        let last = piece.as_ref().map_or(true, Vec::is_empty);
+        // Nobody waits for it when the taker has given up.
+        if send.send(piece).is_err() || last {
+            return;
         }
     }
-    let _ = send.send(Ok(Vec::new()));
+}
+
+/// Hashes pieces and hands them on.
+fn hash_all(pieces: &Receiver<io::Result<Vec<u8>>>, send: &SyncSender<io::Result<Vec<u8>>>) -> (Digest, u64) {
+    let mut hasher = DigestHasher::new();
+    let mut total = 0;
+    for piece in pieces {
+        if let Ok(piece) = &piece {
+            hasher.update(piece);
+            total += piece.len() as u64;
+        }
+        if send.send(piece).is_err() {
+            break;
+        }
+    }
     (hasher.finish(), total)
 }
 

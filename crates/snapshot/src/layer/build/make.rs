@@ -4,7 +4,7 @@
 use std::io::{Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use kiln_stdx::{Digest, DigestHasher};
+use kiln_stdx::{Fingerprint, FingerprintHasher};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -23,26 +23,31 @@ impl LayerBuilder<'_> {
     /// # Errors
     /// For bad paths, a parent that is no directory, and failing system calls.
     pub fn file_from_bytes(&mut self, path: &[u8], meta: &FileMeta, bytes: &[u8]) -> Result<()> {
-        self.file_of(path, meta, bytes, Digest::of(bytes))
+        self.file_of(path, meta, bytes, Fingerprint::of(bytes))
     }
 
-    /// Makes a file with these bytes, whose digest is known.
+    /// Makes a file with these bytes, whose fingerprint is known.
     ///
     /// # Errors
     /// As [`file_from_bytes`](Self::file_from_bytes).
-    pub fn file_of(&mut self, path: &[u8], meta: &FileMeta, bytes: &[u8], digest: Digest) -> Result<()> {
+    pub fn file_of(&mut self, path: &[u8], meta: &FileMeta, bytes: &[u8], digest: Fingerprint) -> Result<()> {
         let mut file = std::fs::File::from(self.create(path)?);
         file.write_all(bytes).map_err(Error::io("write", path::lossy(path)))?;
         self.seal(path, &file.into(), meta, bytes.len() as u64, digest)
     }
 
-    /// Makes a file of what `reader` gives, hashing it on the way, and returns digest and size.
+    /// Makes a file of what `reader` gives, hashing it on the way, and returns fingerprint and size.
     ///
     /// # Errors
     /// [`Error::Input`] when `reader` fails; else as [`file_from_bytes`](Self::file_from_bytes).
-    pub fn file_from_reader(&mut self, path: &[u8], meta: &FileMeta, mut reader: impl Read) -> Result<(Digest, u64)> {
+    pub fn file_from_reader(
+        &mut self,
+        path: &[u8],
+        meta: &FileMeta,
+        mut reader: impl Read,
+    ) -> Result<(Fingerprint, u64)> {
         let mut file = std::fs::File::from(self.create(path)?);
-        let mut hasher = DigestHasher::new();
+        let mut hasher = FingerprintHasher::new();
         let mut buf = std::mem::take(&mut self.buffer);
         buf.resize(BUFFER, 0);
         let mut size = 0u64;
@@ -142,7 +147,7 @@ impl LayerBuilder<'_> {
         file: &OwnedFd,
         meta: &FileMeta,
         size: u64,
-        digest: Digest,
+        digest: Fingerprint,
     ) -> Result<()> {
         let set = || -> Result<(Xattrs, rustix::fs::Stat), Errno> {
             rustix::fs::fchown(file, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;

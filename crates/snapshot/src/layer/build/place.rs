@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use kiln_stdx::Digest;
+use kiln_stdx::Fingerprint;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -133,7 +133,14 @@ impl LayerBuilder<'_> {
         self.copy_bytes(source, entry, dest, meta, digest)
     }
 
-    fn copy_bytes(&mut self, source: &Path, entry: &Entry, dest: &[u8], meta: &FileMeta, digest: Digest) -> Result<()> {
+    fn copy_bytes(
+        &mut self,
+        source: &Path,
+        entry: &Entry,
+        dest: &[u8],
+        meta: &FileMeta,
+        digest: Fingerprint,
+    ) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let (at, file) = reach(source).map_err(|e| Error::io("open", source)(e.into()))?;
         let at = at.as_ref().map_or(CWD, AsFd::as_fd);
