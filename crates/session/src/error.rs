@@ -21,7 +21,7 @@ pub enum SessionError {
     Closed { why: Option<String> },
     /// No answer, or no progress, in time.
     #[error("{what}: no answer for {} s", .after.as_secs())]
-    Deadline { what: &'static str, after: Duration },
+    Deadline { what: String, after: Duration },
     /// The caller called it off.
     #[error("{what}: canceled")]
     Canceled { what: &'static str },

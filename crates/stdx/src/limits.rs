@@ -18,6 +18,11 @@ pub const MANIFEST: u64 = 4 << 20;
 pub const PATH: usize = 4095;
 /// Most symbolic links followed while one path is resolved.
 pub const SYMLINKS: u32 = 255;
+/// Most memory that a peer's listing of files may take, in bytes: its entries as they travel, and [`LISTED`] for each.
+/// Room for some three million files.
+pub const LISTING: u64 = 512 << 20;
+/// What an entry of a listing counts beside its own bytes.
+pub const LISTED: u64 = 100;
 /// Most layers of one overlay mount, the kernel's own limit.
 pub const OVERLAY_LAYERS: usize = 500;
 /// Most operations in one LLB definition: far above any real build, far below what would exhaust memory.

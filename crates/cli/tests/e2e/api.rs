@@ -17,7 +17,7 @@ use prost::Message as _;
 use tonic::transport::{Channel, Endpoint};
 
 /// Runs `work` with a connection to a running engine.
-fn connected<T>(env: &TestEnv, work: impl AsyncFnOnce(Channel) -> T) -> T {
+pub fn connected<T>(env: &TestEnv, work: impl AsyncFnOnce(Channel) -> T) -> T {
     let _ = env.kiln(["du"]).finish().ok();
     let address = format!("unix://{}", env.root().join("engine.sock").display());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");

@@ -10,6 +10,8 @@ mod copy;
 mod daemon_face;
 mod daemon_tcp;
 mod destinations;
+mod frontends;
+mod hostile;
 mod image;
 mod images;
 mod mounts;

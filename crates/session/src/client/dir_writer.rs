@@ -20,7 +20,7 @@ use crate::transfer::SyncTarget;
 const LISTED: usize = 20;
 
 /// Writes into a directory of its own beside the destination, or inside it when that exists: it may be a mount point.
-pub(super) struct DirWriter {
+pub struct DirWriter {
     dest: PathBuf,
     aside: PathBuf,
     /// The destination does not exist yet.
@@ -36,7 +36,11 @@ fn os(path: &[u8]) -> &Path {
 }
 
 impl DirWriter {
-    pub(super) fn new(dest: &Path, delete: bool) -> io::Result<Self> {
+    /// Returns a writer of the directory `dest`; with `delete`, what was not sent goes from it.
+    ///
+    /// # Errors
+    /// `dest` is something else, or nothing can be written beside it.
+    pub fn new(dest: &Path, delete: bool) -> io::Result<Self> {
         let fresh = match fs::metadata(dest) {
             Ok(meta) if meta.is_dir() => false,
             Ok(_) => return Err(io::Error::new(io::ErrorKind::NotADirectory, "it exists and is no directory")),

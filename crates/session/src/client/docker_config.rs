@@ -173,7 +173,7 @@ async fn ask_helper(helper: &str, key: &str) -> Result<Option<Login>, SessionErr
     }
     let output = tokio::time::timeout(HELPER, child.wait_with_output()).await;
     let output = output
-        .map_err(|_| SessionError::Deadline { what: "waiting for a credential helper", after: HELPER })?
+        .map_err(|_| SessionError::Deadline { what: "waiting for a credential helper".into(), after: HELPER })?
         .map_err(failed)?;
     if !output.status.success() {
         let text = [output.stdout.as_slice(), &output.stderr].concat();

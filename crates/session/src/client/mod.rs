@@ -16,6 +16,7 @@ mod upload;
 
 pub use auth::AuthProvider;
 pub use content::ContentProvider;
+pub use dir_writer::DirWriter;
 pub use docker_config::{DockerConfig, Login};
 pub use layout::{IndexName, LayoutStore};
 pub use receive::{FileReceivers, ReceiveTarget};

@@ -187,12 +187,14 @@ pub struct ContentWriter {
 
 impl ContentWriter {
     async fn answer(&mut self) -> Result<WriteContentResponse, SessionError> {
+        let patience = self.session.liveness.patience();
         let answer = tokio::select! {
             () = self.session.closed() => return Err(self.session.gone()),
-            answer = tokio::time::timeout(limits::SESSION_CALL, self.answers.message()) => answer,
+            answer = tokio::time::timeout(patience, self.answers.message()) => answer,
         };
+        let what = || format!("writing a blob to session {}", self.session.id());
         match answer {
-            Err(_) => Err(SessionError::Deadline { what: "writing a blob", after: limits::SESSION_CALL }),
+            Err(_) => Err(SessionError::Deadline { what: what(), after: patience }),
             Ok(Ok(Some(answer))) => Ok(answer),
             Ok(Ok(None)) => Err(SessionError::Protocol("the client stopped taking the blob".into())),
             Ok(Err(status)) => Err(self.session.rejected(status)),
@@ -202,9 +204,11 @@ impl ContentWriter {
     async fn step(&mut self, action: WriteAction, data: Bytes) -> Result<WriteContentResponse, SessionError> {
         let len = i64::try_from(data.len()).unwrap_or(0);
         let message = WriteContentRequest { action: action.into(), offset: self.offset, data, ..self.template.clone() };
+        let asked = self.session.liveness.ask();
         // A closed channel shows in the answer.
         let _ = self.requests.send(message).await;
         let answer = self.answer().await?;
+        asked.answered();
         self.offset += len;
         Ok(answer)
     }

@@ -93,10 +93,14 @@ impl Session {
         let mut client = FileSyncClient::new(self.channel()).max_decoding_message_size(limits::GRPC_MESSAGE);
         // The answer's headers may come as late as its first message.
         let incoming = futures::stream::once(async move { client.diff_copy(call).await.map(|r| r.into_inner()) });
+        let asked = self.liveness.ask();
         let transfer = transfer::receive(incoming.try_flatten(), outgoing, target, options);
         tokio::select! {
             () = self.closed() => Err(self.gone()),
-            done = transfer => done.map_err(|e| self.explained(e)),
+            done = transfer => {
+                asked.answered();
+                done.map_err(|e| self.explained(e))
+            }
         }
     }
 
@@ -131,7 +135,7 @@ impl Session {
             headers::put_one(call.metadata_mut(), &format!("{}{key}", headers::EXPORTER_META_PREFIX), value);
         }
         let mut client = Grpc::new(self.channel()).max_decoding_message_size(limits::GRPC_MESSAGE);
-        let closed = self.closed_token();
+        let (closed, asked) = (self.closed_token(), self.liveness.ask());
         let answer = tokio::spawn(async move {
             let call = async {
                 client.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
@@ -142,7 +146,10 @@ impl Session {
             };
             tokio::select! {
                 () = closed.cancelled() => Err(SessionError::Closed { why: None }),
-                done = call => done.map_err(|s: Status| s.into()),
+                done = call => {
+                    asked.answered();
+                    done.map_err(|s: Status| s.into())
+                }
             }
         });
         Ok(FileSender { pieces: Some(pieces), answer, buffer: BytesMut::new() })
@@ -171,10 +178,14 @@ impl Session {
         let incoming = futures::stream::once(async move { client.diff_copy(call).await.map(|r| r.into_inner()) })
             .try_flatten()
             .map(|m| m.and_then(decode_packet));
+        let asked = self.liveness.ask();
         let transfer = transfer::send(incoming, outgoing, source, Ending::Closed, options);
         let done = tokio::select! {
             () = self.closed() => Err(self.gone()),
-            done = transfer => done.map_err(|e| self.explained(e)),
+            done = transfer => {
+                asked.answered();
+                done.map_err(|e| self.explained(e))
+            }
         };
         skipped(done)
     }
@@ -194,7 +205,11 @@ impl Session {
         headers::put_one(call.metadata_mut(), headers::UPLOAD_HOST, host);
         let mut client = UploadClient::new(self.channel()).max_decoding_message_size(limits::GRPC_MESSAGE);
         let stream = self.call("reading an upload", client.pull(call)).await?;
-        Ok(stream.map(|m| m.map(|m| m.data).map_err(SessionError::from)))
+        let asked = self.liveness.ask();
+        Ok(stream.map(move |m| {
+            let _ = &asked;
+            m.map(|m| m.data).map_err(SessionError::from)
+        }))
     }
 }
 
@@ -260,7 +275,7 @@ impl FileSender {
                 Err(SessionError::Canceled { what: "sending a file" })
             }
             done = tokio::time::timeout(CONFIRM, &mut self.answer) => match done {
-                Err(_) => Err(SessionError::Deadline { what: "sending a file", after: CONFIRM }),
+                Err(_) => Err(SessionError::Deadline { what: "sending a file".into(), after: CONFIRM }),
                 Ok(Err(error)) => Err(SessionError::io("sending a file", io::Error::other(error))),
                 Ok(Ok(done)) => done,
             },

@@ -3,6 +3,7 @@
 mod auth;
 mod content;
 mod files;
+mod liveness;
 mod registry;
 mod session;
 mod ssh;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_stdx::limits;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -65,6 +66,8 @@ pub struct SessionRegistry {
 
 #[derive(Debug)]
 struct Inner {
+    /// How long a client may take for an answer.
+    patience: Duration,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
     /// Changes whenever a session comes.
     changed: watch::Sender<u64>,
@@ -84,7 +87,12 @@ fn bare(id: &str) -> &str {
 impl SessionRegistry {
     /// Makes an empty registry.
     pub fn new() -> Self {
-        Self { inner: Arc::new(Inner { sessions: Mutex::default(), changed: watch::Sender::new(0) }) }
+        Self::with_patience(limits::SESSION_CALL)
+    }
+
+    /// Makes an empty registry whose clients may take this long for an answer.
+    pub fn with_patience(patience: Duration) -> Self {
+        Self { inner: Arc::new(Inner { patience, sessions: Mutex::default(), changed: watch::Sender::new(0) }) }
     }
 
     /// Serves one session over its byte stream until it ends.
@@ -99,7 +107,7 @@ impl SessionRegistry {
         if self.inner.sessions.lock().get(&id).is_some_and(|s| !s.is_closed()) {
             return Err(SessionError::Duplicate { id });
         }
-        let session = Session::open(headers, io).await?;
+        let session = Session::open(headers, io, self.inner.patience).await?;
         match self.inner.sessions.lock().entry(id.clone()) {
             std::collections::hash_map::Entry::Occupied(entry) if !entry.get().is_closed() => {
                 session.close("another session has the same id");

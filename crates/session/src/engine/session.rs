@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
+use super::liveness::Liveness;
 use super::registry::SessionHeaders;
 use crate::connect;
 use crate::error::SessionError;
@@ -36,12 +37,13 @@ pub struct Session {
     channel: Channel,
     closed: CancellationToken,
     why: Mutex<Option<String>>,
+    pub(super) liveness: Liveness,
     direct: Mutex<HashMap<String, OwnedFd>>,
 }
 
 impl Session {
     /// Makes a session over a byte stream.
-    pub(super) async fn open<I>(headers: SessionHeaders, io: I) -> Result<Arc<Self>, SessionError>
+    pub(super) async fn open<I>(headers: SessionHeaders, io: I, patience: Duration) -> Result<Arc<Self>, SessionError>
     where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -53,6 +55,7 @@ impl Session {
             channel,
             closed,
             why: Mutex::default(),
+            liveness: Liveness::new(patience),
             direct: Mutex::default(),
         }))
     }
@@ -128,14 +131,20 @@ impl Session {
         what: &'static str,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, SessionError> {
+        let asked = self.liveness.ask();
+        let patience = self.liveness.patience();
         let answer = tokio::select! {
             () = self.closed.cancelled() => return Err(self.gone()),
-            answer = tokio::time::timeout(limits::SESSION_CALL, answer) => answer,
+            answer = tokio::time::timeout(patience, answer) => answer,
         };
         match answer {
-            Err(_) => Err(SessionError::Deadline { what, after: limits::SESSION_CALL }),
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.rejected(status)),
+            Err(_) => {
+                Err(SessionError::Deadline { what: format!("{what} from session {}", self.id()), after: patience })
+            }
+            Ok(answer) => {
+                asked.answered();
+                answer.map(Response::into_inner).map_err(|status| self.rejected(status))
+            }
         }
     }
 
@@ -153,22 +162,25 @@ impl Session {
         }
     }
 
-    /// Asks the client again and again whether it lives. Returns when it does not, or when the session was closed.
+    /// Asks the client again and again whether it lives. Returns when it is given up, or when the session was closed.
+    ///
+    /// A client that does not answer is given up when something else was asked of it and has waited for as long as calls
+    /// may; a machine that sleeps while a step runs loses nothing. A client that says how fast it wants to be missed is
+    /// given up after one answer that does not come in that time.
     pub(super) async fn watch_health(&self) {
         // A client's own wish is not honoured below a second: slow machines would lose their sessions.
         let custom = self.headers.health_timeout.map(|t| t.max(Duration::from_secs(1)));
-        let (interval, least, allowed) = match custom {
-            Some(timeout) => (timeout, timeout, 0),
-            None => (HEALTH_INTERVAL, HEALTH_TIMEOUT, 1),
-        };
+        let patience = self.liveness.patience();
+        let interval = custom.unwrap_or(HEALTH_INTERVAL).min(patience);
+        let least = custom.unwrap_or(HEALTH_TIMEOUT).min(patience);
         let mut client = HealthClient::new(self.channel.clone());
-        let (mut failures, mut last) = (0, Duration::ZERO);
+        let (mut last, mut alive, mut missed) = (Duration::ZERO, Instant::now(), false);
         loop {
             tokio::select! {
                 () = self.closed.cancelled() => return,
                 () = tokio::time::sleep(interval) => {}
             }
-            let timeout = least.max(last.mul_f64(1.5));
+            let timeout = least.max(last.mul_f64(1.5)).min(patience);
             let begun = Instant::now();
             let answer = tokio::select! {
                 () = self.closed.cancelled() => return,
@@ -177,17 +189,22 @@ impl Session {
             last = begun.elapsed();
             let failure = match answer {
                 Ok(Ok(_)) => None,
+                // It speaks, if not of its health.
+                Ok(Err(status)) if status.code() == Code::Unimplemented => None,
                 Ok(Err(status)) => Some(status.to_string()),
-                Err(_) => Some(format!("no answer for {} s", timeout.as_secs())),
+                Err(_) => Some(format!("no answer for {} s", alive.elapsed().as_secs())),
             };
             let Some(failure) = failure else {
-                failures = 0;
+                self.liveness.alive();
+                (alive, missed) = (Instant::now(), false);
                 continue;
             };
-            failures += 1;
-            tracing::warn!(session = self.id(), failure, "session health check failed");
-            if failures > allowed {
-                self.close(&format!("health check failed: {failure}"));
+            if !std::mem::replace(&mut missed, true) {
+                tracing::warn!(session = self.id(), failure, "session health check failed");
+            }
+            let waited = self.liveness.waiting().unwrap_or_default();
+            if custom.is_some() || waited >= patience {
+                self.close(&format!("session {}: health check failed: {failure}", self.id()));
                 return;
             }
         }

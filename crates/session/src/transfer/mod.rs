@@ -9,6 +9,7 @@ mod send;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_stdx::limits;
 use tokio_util::sync::CancellationToken;
 
 pub use receive::{SyncTarget, receive};
@@ -31,11 +32,13 @@ pub struct TransferOptions {
     pub progress: Option<ProgressFn>,
     /// Longest silence of the peer.
     pub idle: Duration,
+    /// Largest listing that is taken, as `limits::LISTING` counts it.
+    pub listing: u64,
 }
 
 impl Default for TransferOptions {
     fn default() -> Self {
-        Self { cancel: CancellationToken::new(), progress: None, idle: IDLE }
+        Self { cancel: CancellationToken::new(), progress: None, idle: IDLE, listing: limits::LISTING }
     }
 }
 

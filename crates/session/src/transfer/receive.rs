@@ -2,9 +2,11 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use kiln_stdx::limits;
 use prost::Message;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -17,6 +19,9 @@ use crate::stat::ListValidator;
 
 /// Most contents asked for and not yet complete. Keeps requests from filling the connection's window.
 const IN_FLIGHT: usize = 512;
+
+/// How long a failed transfer waits for its target to tidy up.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// What becomes of the files. Called from one blocking thread, in the order things arrive; entries are validated.
 pub trait SyncTarget: Send + 'static {
@@ -75,19 +80,24 @@ pub async fn receive<T: SyncTarget>(
     let requests = outgoing.clone();
     let mut worker = tokio::task::spawn_blocking(move || Worker::new(requests, target).run(feed));
     let mut incoming = std::pin::pin!(incoming);
-    let mut reader = Reader { next_id: 0, listed: false, bytes: 0, list: ListValidator::default(), options };
+    let mut reader =
+        Reader { next_id: 0, listed: false, bytes: 0, listing: 0, list: ListValidator::default(), options };
+    let mut working = true;
     let failure = loop {
         let packet = tokio::select! {
             () = options.cancel.cancelled() => break SessionError::Canceled { what: "receiving files" },
-            done = &mut worker => match done {
-                Ok(Ok(target)) => return finish(incoming, outgoing, target, options).await,
-                Ok(Err(error)) => break error,
-                Err(error) => break SessionError::io("receiving files", io::Error::other(error)),
-            },
+            done = &mut worker => {
+                working = false;
+                match done {
+                    Ok(Ok(target)) => return finish(incoming, outgoing, target, options).await,
+                    Ok(Err(error)) => break error,
+                    Err(error) => break SessionError::io("receiving files", io::Error::other(error)),
+                }
+            }
             packet = tokio::time::timeout(options.idle, incoming.next()) => packet,
         };
         let event = match packet {
-            Err(_) => break SessionError::Deadline { what: "receiving files", after: options.idle },
+            Err(_) => break SessionError::Deadline { what: "receiving files".into(), after: options.idle },
             Ok(None) => break SessionError::Protocol("the sender ended the transfer early".into()),
             Ok(Some(Err(status))) => break status.into(),
             Ok(Some(Ok(packet))) => match reader.event(packet) {
@@ -102,6 +112,11 @@ pub async fn receive<T: SyncTarget>(
     let error = Packet { r#type: PacketType::PacketErr.into(), data: failure.to_string().into(), ..Packet::default() };
     // The peer may be gone; it is told if it listens.
     let _ = outgoing.try_send(error);
+    if working {
+        // What the target has made is gone when the caller learns of the failure; a peer that does not read cannot
+        // hold it up for long.
+        let _ = tokio::time::timeout(TIDY, worker).await;
+    }
     Err(failure)
 }
 
@@ -123,7 +138,7 @@ async fn finish<T>(
             packet = tokio::time::timeout(options.idle, incoming.next()) => packet,
         };
         match packet {
-            Err(_) => return Err(SessionError::Deadline { what: "receiving files", after: options.idle }),
+            Err(_) => return Err(SessionError::Deadline { what: "receiving files".into(), after: options.idle }),
             Ok(None) => return Ok(target),
             Ok(Some(Ok(packet))) if packet.r#type() == PacketType::PacketFin => {}
             Ok(Some(Ok(packet))) if packet.r#type() == PacketType::PacketErr => return Err(sender_error(&packet)),
@@ -143,6 +158,8 @@ struct Reader<'a> {
     next_id: u32,
     listed: bool,
     bytes: u64,
+    /// What the listing counts so far.
+    listing: u64,
     list: ListValidator,
     options: &'a TransferOptions,
 }
@@ -165,6 +182,10 @@ impl Reader<'_> {
                     Ok(Event::Listed)
                 }
                 Some(stat) => {
+                    self.listing += stat.encoded_len() as u64 + limits::LISTED;
+                    if self.listing > self.options.listing {
+                        return Err(SessionError::Protocol(format!("a listing of more than {} files", self.next_id)));
+                    }
                     self.list.check(&stat)?;
                     let id = self.next_id;
                     self.next_id = id.checked_add(1).ok_or_else(|| SessionError::Protocol("too many files".into()))?;

@@ -119,7 +119,7 @@ pub async fn send<S: TreeSource>(
             packet = tokio::time::timeout(options.idle, incoming.next()) => packet,
         };
         match packet {
-            Err(_) => return Err(SessionError::Deadline { what: "sending files", after: options.idle }),
+            Err(_) => return Err(SessionError::Deadline { what: "sending files".into(), after: options.idle }),
             Ok(None) => return Ok(()),
             Ok(Some(packet)) => drop(packet?),
         }
@@ -148,7 +148,7 @@ async fn converse<S: TreeSource>(
                 // A receiver that takes what it is sent has no need to speak.
                 let bytes = shared.bytes.load(Ordering::Relaxed);
                 if bytes == seen {
-                    return Err(SessionError::Deadline { what: "sending files", after: options.idle });
+                    return Err(SessionError::Deadline { what: "sending files".into(), after: options.idle });
                 }
                 seen = bytes;
                 continue;
