@@ -111,6 +111,8 @@ pub enum Command {
     /// Care for what the engine keeps
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Say why the steps of a build ran
+    Why(WhyFlags),
     /// Show disk usage
     Du(DuFlags),
     /// Remove what the cache keeps
@@ -194,6 +196,20 @@ pub struct LintFlags {
     /// Stage to look at; all when not given
     #[arg(long, value_name = "STAGE", allow_hyphen_values = true)]
     pub target: Option<String>,
+}
+
+/// Flags of `kiln why`.
+#[derive(Debug, Args)]
+pub struct WhyFlags {
+    /// Reference of a build or its beginning (default: the last build that ended)
+    #[arg(value_name = "BUILD")]
+    pub build: Option<String>,
+    /// Only steps with this in their name, for example `RUN make` or `build 3/7`
+    #[arg(value_name = "STEP")]
+    pub step: Option<String>,
+    /// How it is shown: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: String,
 }
 
 /// Flags of `kiln du`.

@@ -48,7 +48,7 @@ impl GcSettings {
     pub fn policies(&self, root: &Path) -> Vec<PrunePolicy> {
         let total = rustix::fs::statvfs(root).ok().map(|s| s.f_blocks.saturating_mul(s.f_frsize));
         if !self.rules.is_empty() {
-            return self.rules.iter().map(|rule| rule.policy(total)).collect();
+            return policies(&self.rules, total);
         }
         let mut sizes = (self.reserved, self.maximum, self.free);
         if [sizes.0, sizes.1, sizes.2].into_iter().all(Space::is_zero) {
@@ -70,8 +70,12 @@ impl GcSettings {
             general.clone(),
             GcRule { all: true, ..general },
         ];
-        rules.iter().map(|rule| rule.policy(total)).collect()
+        policies(&rules, total)
     }
+}
+
+fn policies(rules: &[GcRule], total: Option<u64>) -> Vec<PrunePolicy> {
+    rules.iter().enumerate().map(|(at, rule)| PrunePolicy { rule: rule.name(at + 1), ..rule.policy(total) }).collect()
 }
 
 impl GcRule {
@@ -83,7 +87,17 @@ impl GcRule {
             reserved_space: self.reserved.bytes(total),
             max_used_space: self.maximum.bytes(total),
             min_free_space: self.free.bytes(total),
+            ..PrunePolicy::default()
         }
+    }
+
+    /// Names the rule for people who ask why something is gone.
+    fn name(&self, number: usize) -> String {
+        let idle = match self.keep.as_secs() / 3600 {
+            0 => String::new(),
+            hours => format!(", unused for {hours} h"),
+        };
+        format!("garbage collection, rule {number}{idle}")
     }
 }
 

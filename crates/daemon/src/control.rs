@@ -95,6 +95,7 @@ impl Control for ControlService {
             reserved_space: bytes(request.reserved_space),
             max_used_space: bytes(request.max_used_space),
             min_free_space: bytes(request.min_free_space),
+            rule: "prune, asked for".to_owned(),
         };
         let store = self.engine.parts().store.clone();
         let (sender, receiver) = tokio::sync::mpsc::channel(PRUNED);

@@ -5,12 +5,15 @@ use std::pin::Pin;
 use futures::Stream;
 use kiln_engine::Engine;
 use kiln_session::proto::kiln_v1::kiln_server::Kiln;
-use kiln_session::proto::kiln_v1::{Problem, RunInput, RunOutput, VerifyRequest, VerifyResponse};
+use kiln_session::proto::kiln_v1::{
+    FollowRequest, FollowResponse, Problem, ReasonsRequest, ReasonsResponse, RunInput, RunOutput, VerifyRequest,
+    VerifyResponse,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::listen::Peer;
-use crate::runs;
+use crate::{reasons, runs};
 
 /// Messages of a running process that may wait for a slow client.
 const MESSAGES: usize = 16;
@@ -46,6 +49,21 @@ impl Kiln for KilnService {
             problems,
         }))
     }
+
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<FollowResponse, Status>> + Send>>;
+
+    async fn follow(&self, request: Request<FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let reference = request.into_inner().r#ref;
+        let reader = self.engine.status(&reference).await.map_err(|e| Status::not_found(e.to_string()))?;
+        Ok(Response::new(Box::pin(reasons::follow(reader))))
+    }
+
+    async fn reasons(&self, request: Request<ReasonsRequest>) -> Result<Response<ReasonsResponse>, Status> {
+        let (engine, reference) = (self.engine.clone(), request.into_inner().r#ref);
+        let recorded = tokio::task::spawn_blocking(move || reasons::recorded(&engine, &reference));
+        recorded.await.map_err(|e| Status::internal(e.to_string()))?.map(Response::new)
+    }
+
     type RunStream = Pin<Box<dyn Stream<Item = Result<RunOutput, Status>> + Send>>;
 
     async fn run(&self, request: Request<Streaming<RunInput>>) -> Result<Response<Self::RunStream>, Status> {

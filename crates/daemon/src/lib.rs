@@ -26,6 +26,7 @@ mod notify;
 mod otlp;
 mod process_facts;
 mod processes;
+mod reasons;
 mod registry_table;
 mod runs;
 mod scribe;

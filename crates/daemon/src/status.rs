@@ -78,6 +78,8 @@ pub fn responses(log: &EventLog, batch: &[Arc<Event>]) -> Vec<StatusResponse> {
                 info: w.source.clone(),
                 ranges: w.ranges.clone(),
             }),
+            // Clients of BuildKit's API have no place for it.
+            Event::Reason(_) => {}
         }
     }
     all

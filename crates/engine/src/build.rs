@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use kiln_llb::Graph;
 use kiln_oci::Platform;
-use kiln_solver::{EventSink, OpContext, VertexChange, VertexEvent as SolverEvent};
+use kiln_solver::{EventSink, MissReason, OpContext, VertexChange, VertexEvent as SolverEvent};
 use kiln_stdx::Digest;
 use kiln_store::Blob;
 use parking_lot::Mutex;
@@ -24,6 +24,7 @@ use crate::policy::Policies;
 use crate::source::git::GitPin;
 use crate::source::http::Fetched;
 use crate::source::resolve::ResolvedImage;
+use crate::why::{Circumstances, StepReason};
 
 /// What a build was asked to do that operations need to know.
 #[derive(Debug, Clone, Default)]
@@ -72,7 +73,9 @@ pub struct BuildContext {
     /// A file with certificate authorities that steps shall trust.
     pub ca_bundle: OnceLock<TempPath>,
     vertices: Mutex<HashMap<Digest, VertexEvent>>,
-    misses: Mutex<HashMap<Digest, Arc<kiln_solver::MissReason>>>,
+    /// What reasons follow from.
+    pub circumstances: Mutex<Circumstances>,
+    reasons: Mutex<Vec<StepReason>>,
     sources: Mutex<Vec<kiln_llb::pb::Source>>,
 }
 
@@ -96,7 +99,8 @@ impl BuildContext {
             kept: Kept::default(),
             ca_bundle: OnceLock::new(),
             vertices: Mutex::new(HashMap::new()),
-            misses: Mutex::new(HashMap::new()),
+            circumstances: Mutex::default(),
+            reasons: Mutex::default(),
             sources: Mutex::new(Vec::new()),
         }
     }
@@ -159,9 +163,21 @@ impl BuildContext {
         self.vertices.lock().get(vertex).map(|v| v.name.clone())
     }
 
-    /// Returns why a vertex was executed, if it was.
-    pub fn miss(&self, vertex: &Digest) -> Option<Arc<kiln_solver::MissReason>> {
-        self.misses.lock().get(vertex).cloned()
+    /// Returns why steps ran, in the order in which they began.
+    pub fn reasons(&self) -> Vec<StepReason> {
+        self.reasons.lock().clone()
+    }
+
+    /// Tells why a vertex is executed; of what the engine does for itself there is nothing to tell.
+    fn tell_reason(&self, vertex: Digest, miss: &MissReason) {
+        let Some(name) = self.name(&vertex).filter(|name| !name.starts_with("[internal]")) else { return };
+        let reason = StepReason::new(vertex, name, miss.clone(), &self.circumstances.lock());
+        let mut reasons = self.reasons.lock();
+        // A result that is needed anew runs again for the same reason.
+        if !reasons.iter().any(|known| known.vertex == vertex) {
+            reasons.push(reason.clone());
+            self.log.push(Event::Reason(Box::new(reason)));
+        }
     }
 
     /// Returns how many vertices were announced.
@@ -239,12 +255,12 @@ impl EventSink for BuildContext {
             }),
             VertexChange::Started { miss } => {
                 tracing::debug!(vertex = %event.vertex, name = self.name(&event.vertex.0), %miss, "not cached");
-                self.misses.lock().insert(event.vertex.0, miss);
                 self.update(event.vertex.0, |v| {
                     v.started = v.started.filter(|_| v.completed.is_none()).or(Some(now));
                     v.completed = None;
                     v.cached = false;
                 });
+                self.tell_reason(event.vertex.0, &miss);
             }
             VertexChange::Completed => {
                 self.counters.completed.fetch_add(1, Ordering::Relaxed);

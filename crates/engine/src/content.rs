@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kiln_snapshot::Tree;
-use kiln_solver::OpContext;
+use kiln_solver::{Difference, OpContext, Part};
 use kiln_stdx::Digest;
 use kiln_store::{ContentSelector, ImmutableRef};
 
@@ -12,6 +12,9 @@ use crate::error::EngineError;
 use crate::keys::file::Selector;
 use crate::parts::{Parts, builds};
 use crate::source::lazy;
+
+/// How many files a reason names.
+const SHOWN: usize = 20;
 
 /// Returns the selector of a path with all below it, links followed.
 pub fn whole_path(path: String) -> Selector {
@@ -40,21 +43,9 @@ pub async fn digest(
     let (store, reference) = (parts.store.clone(), reference.clone());
     parts
         .blocking(move || {
-            let selectors = if selectors.is_empty() {
-                vec![Selector { follow_links: false, ..whole_path(String::new()) }]
-            } else {
-                selectors
-            };
+            let selectors = of_store(selectors);
             let mut digests = Vec::with_capacity(selectors.len());
             for selector in selectors {
-                let selector = ContentSelector {
-                    path: selector.path,
-                    wildcard: selector.wildcard,
-                    follow_links: selector.follow_links,
-                    include: selector.include,
-                    exclude: selector.exclude,
-                    required: selector.required,
-                };
                 let digest = store.content_digest(&reference, &selector).map_err(|e| {
                     let id = reference.id();
                     let what = match &e {
@@ -78,6 +69,54 @@ pub async fn digest(
             Ok(Digest::of(digests.join("\0")))
         })
         .await
+}
+
+/// Keeps what the selected parts are made of, so that a later miss can tell what changed since.
+pub async fn keep_listing(parts: &Parts, cx: &OpContext, reference: &ImmutableRef, selectors: Vec<Selector>) {
+    let Ok(content) = digest(parts, cx, reference, selectors.clone()).await else { return };
+    let (store, reference) = (parts.store.clone(), reference.clone());
+    let kept = parts.blocking(move || {
+        store.keep_listing(&content, || store.content_listing(&reference, &of_store(selectors)));
+        Ok(())
+    });
+    // Without it a miss is told with fewer words.
+    let _ = kept.await;
+}
+
+/// Returns how the selected parts of `reference` differ from the content with the digest `old`, if that is still known.
+pub async fn difference(
+    parts: &Parts,
+    old: &Digest,
+    reference: &ImmutableRef,
+    selectors: Vec<Selector>,
+) -> Option<Difference> {
+    let (store, reference, old) = (parts.store.clone(), reference.clone(), *old);
+    let work = move || {
+        let Some(before) = store.listing(&old) else { return Ok(None) };
+        let Ok(now) = store.content_listing(&reference, &of_store(selectors)) else { return Ok(None) };
+        let mut changes = before.changes(&now);
+        let more = changes.len().saturating_sub(SHOWN);
+        changes.truncate(SHOWN);
+        let parts: Vec<Part> = changes.into_iter().map(|c| Part { name: c.path, what: c.what }).collect();
+        Ok((!parts.is_empty()).then_some(Difference { parts, more: more as u64 }))
+    };
+    parts.blocking(work).await.ok().flatten()
+}
+
+/// Returns selectors in the store's words; none at all means everything.
+fn of_store(selectors: Vec<Selector>) -> Vec<ContentSelector> {
+    if selectors.is_empty() {
+        return vec![ContentSelector::path("")];
+    }
+    let of_store = |selector: Selector| ContentSelector {
+        path: selector.path,
+        wildcard: selector.wildcard,
+        follow_links: selector.follow_links,
+        include: selector.include,
+        exclude: selector.exclude,
+        required: selector.required,
+    };
+    selectors.into_iter().map(of_store).collect()
 }
 
 /// Returns a hint with what was seen beside a path when the client's directory was read.

@@ -14,6 +14,8 @@ use kiln_stdx::Digest;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::why::StepReason;
+
 /// Most bytes of output that are kept in memory when the disk is full.
 const KEPT: usize = 256 << 10;
 
@@ -91,6 +93,8 @@ pub enum Event {
     Status(StatusEvent),
     Log(LogEvent),
     Warning(WarningEvent),
+    /// Why a step runs.
+    Reason(Box<StepReason>),
 }
 
 /// The events of one build. Cloning gives another handle on the same log.

@@ -21,6 +21,7 @@ pub use attachment::{ATTACHMENT_MAX, Attachment, Attachments, Failure, Kept, PRE
 use crate::build::BuildContext;
 use crate::error::EngineError;
 use crate::request::{SolveRequest, SolveResponse};
+use crate::why::{REASONS_TYPE, is_secret};
 
 /// How many records are kept, and for how long; pinned ones stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub struct Record {
     pub logs: Option<Attachment>,
     /// When each step ran.
     pub trace: Option<Attachment>,
+    /// Why each step ran.
+    pub reasons: Option<Attachment>,
     /// What outputs delivered, by their number.
     pub results: BTreeMap<usize, Attachment>,
     /// What is told of the results, by platform; under no name for a result without platforms.
@@ -136,19 +139,15 @@ impl Record {
 
     /// Returns the digests of everything that is kept beside the record.
     fn attached(&self) -> BTreeSet<String> {
-        let single = [&self.failure, &self.logs, &self.trace].into_iter().flatten();
+        let single = [&self.failure, &self.logs, &self.trace, &self.reasons].into_iter().flatten();
         single.chain(self.statements.values().flatten()).map(|attachment| attachment.digest.clone()).collect()
     }
 }
 
 /// Masks the values of build arguments whose names say that they are secret.
 fn shown(key: &str, value: &str) -> String {
-    const SECRET: &[&str] =
-        &["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
     let Some(name) = key.strip_prefix("build-arg:") else { return value.to_owned() };
-    let name = name.to_lowercase();
-    let secret = name.split(|c: char| !c.is_alphanumeric()).any(|word| SECRET.contains(&word));
-    if secret { "****".to_owned() } else { value.to_owned() }
+    if is_secret(name) { "****".to_owned() } else { value.to_owned() }
 }
 
 fn nanos(at: SystemTime) -> u64 {
@@ -206,6 +205,9 @@ impl History {
         record.logs = self.attachments.add(LOGS_TYPE, &scribe.events(&build.log, ATTACHMENT_MAX));
         let trace = trace::trace(&record.reference, started, SystemTime::now(), &record.error, &build.log);
         record.trace = self.attachments.add(trace::MEDIA_TYPE, &trace);
+        if let Ok(json) = serde_json::to_vec(&build.reasons()) {
+            record.reasons = self.attachments.add(REASONS_TYPE, &json);
+        }
         for (platform, kind, predicate) in build.kept.take_statements() {
             if let Some(mut attachment) = self.attachments.add(STATEMENT_TYPE, &predicate) {
                 attachment.annotations.insert(PREDICATE_KEY.to_owned(), kind);

@@ -8,7 +8,7 @@
 //! | `backlink` | target, from, op, input, selector | – |
 //! | `record` | key node, newest first (8 bytes), record id | JSON: the layers of the result |
 //! | `gone` | key node | JSON: what became of its records |
-//! | `slot` | SHA-256 of the slot's name | JSON: how the step was keyed last |
+//! | `slot` | SHA-256 of the step's place, or of its stage and words | JSON: how the step was keyed last |
 //!
 //! A record is only a claim: loading it checks that its layers are there and whole, and what is not is forgotten.
 
@@ -16,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use kiln_solver::{
-    Backlink, Gone, KeyId, KeyStore, KeyStoreError, Link, LinkFrom, Loaded, OpContext, OutputKey, RecordId,
+    Backlink, Eviction, Gone, KeyId, KeyStore, KeyStoreError, Link, LinkFrom, Loaded, OpContext, OutputKey, RecordId,
     RecordsFound, Save, SlotRecord, StepSlot, Target,
 };
 use kiln_stdx::{Digest, ErrorClass, rand_id};
@@ -55,11 +55,18 @@ impl StoreKeys {
         }
     }
 
-    fn load_record(store: &Store, record: &Record) -> Result<ImmutableRef, String> {
-        let reference = store.ref_of(&record.layers).ok_or("a layer of it is gone")?;
+    fn load_record(store: &Store, record: &Record) -> Result<ImmutableRef, Gone> {
+        let damaged = |detail: String| Gone::Damaged { detail };
+        let Some(reference) = store.ref_of(&record.layers) else {
+            let Some(evicted) = store.evicted(&record.layers) else {
+                return Err(damaged("a layer of it is gone".to_owned()));
+            };
+            let at = i64::try_from(evicted.at).unwrap_or(i64::MAX);
+            return Err(Gone::Evicted { eviction: Some(Eviction { rule: evicted.rule, at }) });
+        };
         match store.check(&reference) {
             Ok(()) => Ok(reference),
-            Err(e) => Err(e.to_string()),
+            Err(e) => Err(damaged(e.to_string())),
         }
     }
 }
@@ -106,7 +113,7 @@ impl KeyStore<ImmutableRef> for StoreKeys {
         let loaded = tokio::task::spawn_blocking(move || Self::load_record(&store, &record)).await;
         match loaded.map_err(|e| KeyStoreError::new(ErrorClass::Bug, e))? {
             Ok(reference) => Ok(Loaded::Hit(reference)),
-            Err(detail) => Ok(Loaded::Gone(Gone::Damaged { detail })),
+            Err(gone) => Ok(Loaded::Gone(gone)),
         }
     }
 
@@ -151,21 +158,23 @@ impl KeyStore<ImmutableRef> for StoreKeys {
     }
 
     async fn recall(&self, slot: &StepSlot) -> Result<Option<SlotRecord>, KeyStoreError> {
-        let json = self.slots.get(Digest::of(&slot.0).as_bytes());
-        Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
+        // A step that was moved is best compared with itself, and one that was changed with what stood in its place.
+        let mut rows = slot_keys(slot).into_iter().filter_map(|key| self.slots.get(&key));
+        Ok(rows.find_map(|json| serde_json::from_slice(&json).ok()))
     }
 
     async fn remember(&self, slots: Vec<(StepSlot, SlotRecord)>) -> Result<(), KeyStoreError> {
         let mut changes = Vec::new();
-        for (slot, mut record) in slots {
-            let key = Digest::of(&slot.0).as_bytes().to_vec();
-            let old = self.slots.get(&key);
-            if let Some(old) = old.as_ref().and_then(|json| serde_json::from_slice::<SlotRecord>(json).ok()) {
-                record.inherit(&old);
-            }
-            let json = serde_json::to_vec(&record).map_err(|e| KeyStoreError::new(ErrorClass::Bug, e))?;
-            if old.as_ref() != Some(&json) {
-                changes.push((key, Some(json)));
+        for (slot, record) in slots {
+            for key in slot_keys(&slot) {
+                let (mut record, old) = (record.clone(), self.slots.get(&key));
+                if let Some(old) = old.as_ref().and_then(|json| serde_json::from_slice::<SlotRecord>(json).ok()) {
+                    record.inherit(&old);
+                }
+                let json = serde_json::to_vec(&record).map_err(|e| KeyStoreError::new(ErrorClass::Bug, e))?;
+                if old.as_ref() != Some(&json) {
+                    changes.push((key, Some(json)));
+                }
             }
         }
         self.slots.batch(changes);
@@ -183,6 +192,13 @@ impl StoreKeys {
         let rows = self.records.scan_prefix(key.0.as_bytes());
         rows.into_iter().find(|(row, _)| row.get(40..) == Some(id.0.as_bytes()))
     }
+}
+
+/// Returns the rows of a slot: by the words of the step in its stage, and by its place.
+fn slot_keys(slot: &StepSlot) -> [Vec<u8>; 2] {
+    let (place, words) = slot.0.split_once('\0').unwrap_or((&slot.0, ""));
+    let stage = place.rsplit_once('\n').map_or(place, |(stage, _)| stage);
+    [format!("{stage}\0{words}"), place.to_owned()].map(|name| Digest::of(name).as_bytes().to_vec())
 }
 
 fn key_id(bytes: &[u8]) -> Option<KeyId> {

@@ -32,6 +32,7 @@ pub mod sbom;
 pub mod session;
 pub mod source;
 pub mod verify;
+pub mod why;
 
 pub use bridge::{Bridge, FrontendResult, Ref, ResultRefs};
 pub use engine::Engine;

@@ -95,12 +95,36 @@ pub fn check_entitlement(parts: &Parts, build: &BuildContext, name: &str) -> Res
     Ok(())
 }
 
-/// Names a step across builds by the part of its name in brackets (`[build 3/7]`), and by how many like it came
-/// before. What follows the brackets is the instruction itself, which is what may change.
+/// Names a step across builds by the part of its name in brackets (`[build 3/7]`, without the count of steps), by how
+/// many like it came before, and by its words. The form is `prefix`, stage and place in lines, NUL, words.
 fn slot(prefix: &str, name: &str, ordinals: &mut BTreeMap<String, usize>) -> Option<StepSlot> {
-    let place = name.strip_prefix('[')?.split_once(']')?.0;
-    let place = if place == "internal" { name } else { place };
-    let ordinal = ordinals.entry(place.to_owned()).or_default();
+    let (brackets, words) = name.strip_prefix('[')?.split_once(']')?;
+    let (stage, step) = match brackets.rsplit_once(' ') {
+        Some((stage, step)) => (stage, step.split_once('/').map_or(step, |(number, _)| number)),
+        // What the engine does for itself is nobody's step.
+        None if brackets == "internal" => return None,
+        // A Dockerfile of one stage has no name for it.
+        None => ("", brackets.split_once('/').map_or(brackets, |(number, _)| number)),
+    };
+    let ordinal = ordinals.entry(format!("{stage} {step}")).or_default();
     *ordinal += 1;
-    Some(StepSlot(format!("{prefix}\n{place}\n{ordinal}")))
+    Some(StepSlot(format!("{prefix}\n{stage}\n{step} {ordinal}\0{}", words.trim_start())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_known_by_place_and_words_whatever_the_count() {
+        let of = |name: &str| slot("p", name, &mut BTreeMap::new()).map(|slot| slot.0);
+        assert_eq!(of("[build 3/7] RUN make").as_deref(), Some("p\nbuild\n3 1\0RUN make"));
+        assert_eq!(of("[build 3/7] RUN make"), of("[build 3/8] RUN make"));
+        assert_eq!(of("[2/3] COPY a b").as_deref(), Some("p\n\n2 1\0COPY a b"));
+        assert_eq!(of("[linux/arm64 build 3/7] RUN make").as_deref(), Some("p\nlinux/arm64 build\n3 1\0RUN make"));
+        assert_eq!(of("no brackets"), None);
+        let mut ordinals = BTreeMap::new();
+        let mut next = || slot("p", "[1/2] RUN a", &mut ordinals).map(|slot| slot.0);
+        assert_ne!(next(), next());
+    }
 }

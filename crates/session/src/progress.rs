@@ -7,7 +7,7 @@ use kiln_llb::pb;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::errdetail::{RangeJson, SourceInfoJson};
-use crate::proto::control;
+use crate::proto::{control, kiln_v1};
 
 /// News since the last report.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,32 @@ pub struct Progress {
     pub logs: Vec<LogProgress>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<WarningProgress>,
+    /// Only where kiln's own service was asked for them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<ReasonProgress>,
+}
+
+/// Why an operation ran.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReasonProgress {
+    pub vertex: String,
+    pub name: String,
+    /// In a line.
+    pub text: String,
+    /// Where it goes back to, when that is another operation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<RootProgress>,
+    /// All that is known.
+    pub reason: serde_json::Value,
+}
+
+/// The operation that a reason goes back to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RootProgress {
+    pub name: String,
+    pub text: String,
 }
 
 /// The state of one operation.
@@ -180,6 +206,19 @@ pub fn to_wire_time(time: Timestamp) -> prost_types::Timestamp {
     }
 }
 
+impl From<kiln_v1::Reason> for ReasonProgress {
+    fn from(wire: kiln_v1::Reason) -> Self {
+        let root = RootProgress { name: wire.root_name, text: wire.root_text };
+        Self {
+            vertex: wire.vertex,
+            name: wire.name,
+            text: wire.text,
+            root: (!root.name.is_empty()).then_some(root),
+            reason: serde_json::from_slice(&wire.detail).unwrap_or_default(),
+        }
+    }
+}
+
 impl From<control::StatusResponse> for Progress {
     fn from(wire: control::StatusResponse) -> Self {
         Self {
@@ -208,6 +247,7 @@ impl From<control::StatusResponse> for Progress {
                     range: w.ranges,
                 })
                 .collect(),
+            why: Vec::new(),
         }
     }
 }
@@ -333,6 +373,7 @@ mod tests {
                 source_info: Some(pb::SourceInfo { filename: "Dockerfile".into(), ..pb::SourceInfo::default() }),
                 range: vec![kiln_llb::builder::range(1, 2)],
             }],
+            why: Vec::new(),
         }
     }
 

@@ -66,6 +66,6 @@ pub use keystore::{
     Backlink, KeyStore, KeyStoreError, Loaded, RecordId, RecordRef, RecordsFound, Save, StoreId, Target,
 };
 pub use memory::MemoryKeyStore;
-pub use miss::{Eviction, FieldChange, Gone, MissReason, SlotInput, SlotRecord};
+pub use miss::{Difference, Eviction, FieldChange, Gone, MissReason, Part, Renamed, SlotInput, SlotRecord};
 pub use op::{CacheMap, DepMap, KeyLife, Op, OpError, OpErrorKind};
 pub use vertex::{Bound, CacheUse, Edge, StepSlot, Vertex, VertexDigest, VertexOptions};

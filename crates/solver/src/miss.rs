@@ -18,6 +18,9 @@ pub enum MissReason {
     OpChanged {
         /// The fields that differ, by name.
         changes: Vec<FieldChange>,
+        /// The step's name, where that is another one too.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        renamed: Option<Renamed>,
     },
     /// An input is another one than last time and is not known by content.
     InputChanged {
@@ -27,6 +30,9 @@ pub enum MissReason {
         vertex: VertexDigest,
         /// The name of its vertex.
         name: String,
+        /// The name of the vertex last time, where that was another one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        was: Option<String>,
         /// Why the input itself was executed, if it was.
         cause: Option<Box<MissReason>>,
     },
@@ -42,8 +48,12 @@ pub enum MissReason {
         old: Digest,
         /// The content's digest this time.
         new: Digest,
-        /// What differs, as the operation tells it: a path and what of it.
-        detail: Option<String>,
+        /// What differs, as the operation tells it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        difference: Option<Difference>,
+        /// Why the input itself was executed, if it was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<Box<MissReason>>,
     },
     /// Nothing changed, but the record was removed to make room.
     Evicted {
@@ -68,6 +78,33 @@ pub struct FieldChange {
     pub old: Option<String>,
     /// Its value this time, if it has one.
     pub new: Option<String>,
+}
+
+/// A step that has another name than last time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renamed {
+    /// Last time.
+    pub old: String,
+    /// This time.
+    pub new: String,
+}
+
+/// What differs between two contents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// The first parts that differ.
+    pub parts: Vec<Part>,
+    /// How many parts differ besides.
+    pub more: u64,
+}
+
+/// A part of a content that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its name, such as a path.
+    pub name: String,
+    /// What of it differs: `added`, `removed`, or what was changed.
+    pub what: String,
 }
 
 /// How a record came to be removed.
@@ -107,6 +144,9 @@ impl From<Gone> for MissReason {
 /// What a [`StepSlot`](crate::StepSlot) remembers: how the step was keyed when it was last solved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotRecord {
+    /// The step's name.
+    #[serde(default)]
+    pub name: String,
     /// The operation's own fields.
     pub op: KeyRecord,
     /// One for each input.
@@ -138,29 +178,76 @@ impl SlotRecord {
     }
 }
 
+impl MissReason {
+    /// Returns the reason that this one goes back to, with the names of the inputs on the way, nearest first. Of an input
+    /// that nothing is remembered of there is nothing to tell.
+    pub fn root(&self) -> (Vec<&str>, &Self) {
+        let (mut path, mut reason) = (Vec::new(), self);
+        while let Self::InputChanged { name, cause: Some(cause), .. }
+        | Self::ContentChanged { name, cause: Some(cause), .. } = reason
+        {
+            if **cause == Self::NoRecord {
+                break;
+            }
+            path.push(name.as_str());
+            reason = cause;
+        }
+        (path, reason)
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, part) in self.parts.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{} ({})", part.name, part.what)?;
+        }
+        match self.more {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+impl fmt::Display for FieldChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.old, &self.new) {
+            (None, Some(new)) => write!(f, "{} added: {new}", self.field),
+            (Some(old), None) => write!(f, "{} removed: {old}", self.field),
+            (Some(old), Some(new)) => write!(f, "{} changed: {old} -> {new}", self.field),
+            (None, None) => f.write_str(&self.field),
+        }
+    }
+}
+
 impl fmt::Display for MissReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoRecord => f.write_str("no earlier result"),
-            Self::OpChanged { changes } => match changes.as_slice() {
-                [] => f.write_str("definition changed"),
-                [first, rest @ ..] => {
-                    write!(f, "`{}` changed", first.field)?;
-                    for change in rest {
-                        write!(f, ", `{}` changed", change.field)?;
-                    }
-                    Ok(())
-                }
-            },
-            Self::InputChanged { name, .. } => write!(f, "input `{name}` changed"),
-            Self::ContentChanged { name, detail: None, .. } => write!(f, "content of `{name}` changed"),
-            Self::ContentChanged { name, detail: Some(detail), .. } => {
-                write!(f, "content of `{name}` changed: {detail}")
+            Self::NoRecord => f.write_str("first build of this step"),
+            Self::OpChanged { changes, renamed } => write_change(f, changes, renamed.as_ref()),
+            Self::InputChanged { name, .. } => write!(f, "`{name}` is another one"),
+            Self::ContentChanged { name, difference: None, .. } => write!(f, "content of `{name}` changed"),
+            Self::ContentChanged { difference: Some(difference), .. } => write!(f, "content changed: {difference}"),
+            Self::Evicted { eviction: None } => f.write_str("the earlier result is no longer there"),
+            Self::Evicted { eviction: Some(eviction) } => {
+                write!(f, "the earlier result was removed: {}", eviction.rule)
             }
-            Self::Evicted { eviction: None } => f.write_str("earlier result is no longer there"),
-            Self::Evicted { eviction: Some(eviction) } => write!(f, "earlier result was evicted: {}", eviction.rule),
-            Self::Damaged { detail } => write!(f, "earlier result was damaged: {detail}"),
-            Self::IgnoreCache => f.write_str("cache is ignored for this step"),
+            Self::Damaged { detail } => write!(f, "the earlier result was damaged: {detail}"),
+            Self::IgnoreCache => f.write_str("the cache is not used for this step"),
+        }
+    }
+}
+
+/// The step's new words say more than the fields that follow from them, but for those that are not in the words.
+fn write_change(f: &mut fmt::Formatter<'_>, changes: &[FieldChange], renamed: Option<&Renamed>) -> fmt::Result {
+    if let Some(Renamed { old, new }) = renamed {
+        return write!(f, "instruction changed: {old} -> {new}");
+    }
+    match changes {
+        [] => f.write_str("definition changed"),
+        [first, rest @ ..] => {
+            write!(f, "{first}")?;
+            rest.iter().try_for_each(|change| write!(f, ", {change}"))
         }
     }
 }

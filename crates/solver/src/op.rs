@@ -8,6 +8,7 @@ use kiln_stdx::{Digest, ErrorClass};
 
 use crate::context::OpContext;
 use crate::key::KeyRecord;
+use crate::miss::Difference;
 
 /// How an operation is keyed and run. `R` is what it makes, a cheap handle whose drop releases what it stands for.
 ///
@@ -36,9 +37,9 @@ pub trait Op<R>: Send + Sync {
         Ok(None)
     }
 
-    /// Returns in a few words what differs between two contents of input `input` (such as the path of the first changed
-    /// file), for the miss reason. `result` is the input as it is.
-    async fn explain(&self, cx: &OpContext, input: usize, old: &Digest, new: &Digest, result: &R) -> Option<String>
+    /// Returns what differs between two contents of input `input` (such as the paths of changed files), for the miss
+    /// reason. `result` is the input as it is.
+    async fn explain(&self, cx: &OpContext, input: usize, old: &Digest, new: &Digest, result: &R) -> Option<Difference>
     where
         R: Sync,
     {

@@ -6,6 +6,7 @@
 //! sum is computed once, when the bytes pass by or else by reading the file, and kept (see [`sums`]).
 
 mod header;
+mod listing;
 mod select;
 mod sums;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::refs::ImmutableRef;
 use crate::store::Store;
 
 pub use header::FileSum;
+pub use listing::{Changed, Listing};
 pub(crate) use sums::SumCache;
 use sums::Sums;
 

@@ -29,6 +29,8 @@ pub struct PrunePolicy {
     pub max_used_space: u64,
     /// Go on until so many bytes of the file system are free.
     pub min_free_space: u64,
+    /// What the policy is called when somebody asks where a record is; `prune` when empty.
+    pub rule: String,
 }
 
 /// What a prune did.
@@ -41,6 +43,10 @@ pub struct Pruned {
 }
 
 impl PrunePolicy {
+    fn rule(&self) -> &str {
+        if self.rule.is_empty() { "prune" } else { &self.rule }
+    }
+
     /// Returns how many bytes may stay, or `None` if the policy has no limit.
     fn keep_bytes(&self, used: u64, free: u64) -> Option<u64> {
         if (self.reserved_space, self.max_used_space, self.min_free_space) == (0, 0, 0) {
@@ -96,7 +102,7 @@ impl Store {
                 break;
             }
             let Some(record) = records.get(&id) else { continue };
-            let Some(below) = inner.prune_record(record, &held) else { continue };
+            let Some(below) = inner.prune_record(record, &held, policy.rule()) else { continue };
             used = used.saturating_sub(record.size);
             pruned.records += 1;
             pruned.bytes += record.size;
@@ -115,6 +121,7 @@ impl Store {
         }
         if pruned.records > 0 {
             inner.forget_trees();
+            inner.trim_evicted();
         }
         Ok(pruned)
     }
@@ -130,6 +137,7 @@ impl Store {
             total.records += pruned.records;
             total.bytes += pruned.bytes;
         }
+        self.0.trim_listings();
         Ok(total)
     }
 }
@@ -147,7 +155,7 @@ impl Inner {
     }
 
     /// Removes what a record stands for, if it is still unused, and returns the ids of the layers below it.
-    fn prune_record(&self, record: &UsageRecord, held: &Held) -> Option<Vec<String>> {
+    fn prune_record(&self, record: &UsageRecord, held: &Held, rule: &str) -> Option<Vec<String>> {
         if record.mutable {
             return self.prune_mount(&record.id).then(Vec::new);
         }
@@ -166,6 +174,7 @@ impl Inner {
             layers.take(id)?.record()
         };
         self.forget_layer(id);
+        self.note_evicted(id, rule);
         for variant in &layer.variants {
             let digest = variant.descriptor.digest;
             let shared = {

@@ -105,6 +105,9 @@ pub struct BuildFlags {
     /// Stage to build
     #[arg(long, value_name = "STAGE", allow_hyphen_values = true)]
     pub target: Option<String>,
+    /// Say of each step that runs why it was not cached
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub why: bool,
     /// Resource limit of RUN steps (name=soft[:hard])
     #[arg(long, value_name = "LIMIT", allow_hyphen_values = true)]
     pub ulimit: Vec<String>,

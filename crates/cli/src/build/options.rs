@@ -24,6 +24,8 @@ pub struct BuildOptions {
     pub context: String,
     /// What is asked in place of a build.
     pub call: Option<Call>,
+    /// Say why steps ran.
+    pub why: bool,
     /// Value of `--file`.
     pub file: Option<String>,
     /// Image names, in their familiar form with a tag.
@@ -104,6 +106,7 @@ impl BuildOptions {
         Ok(BuildOptions {
             context,
             call,
+            why: flags.why,
             file: flags.file.filter(|f| !f.is_empty()),
             tags: tags(&flags.tag)?,
             target: flags.target.filter(|t| !t.is_empty()),

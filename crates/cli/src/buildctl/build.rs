@@ -230,7 +230,8 @@ async fn build(
         traced = Some(done);
     }
     let asks = request.attrs.contains_key(REQUEST);
-    let solve = Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone(), asks };
+    let solve =
+        Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone(), asks, why: false };
     let reference = solve.reference();
     if let Some(path) = &flags.ref_file {
         save(&to.env.cwd().join(path), reference.as_bytes())?;

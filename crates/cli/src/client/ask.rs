@@ -42,7 +42,7 @@ impl Ask<'_> {
         let Ask { engine, request, offer, feed, dockerfile } = self;
         let reference = kiln_stdx::rand_id();
         let session = offer.open(engine).await?;
-        let status = watch(engine, &reference, feed);
+        let status = watch(engine, &reference, feed, false);
         let build = control::SolveRequest {
             r#ref: reference.clone(),
             session: session.id().to_owned(),

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use kiln_session::progress::Progress;
+use kiln_session::progress::{Progress, ReasonProgress};
 use kiln_session::proto::control;
+use kiln_session::proto::kiln_v1::{FollowRequest, FollowResponse};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,8 @@ pub struct Solve<'a> {
     pub dockerfile: String,
     /// Whether the frontend is asked something in place of a build.
     pub asks: bool,
+    /// Whether it is shown why steps ran; only an engine of kiln knows.
+    pub why: bool,
 }
 
 /// A build that succeeded.
@@ -61,9 +64,9 @@ impl Solve<'_> {
 
     /// Runs the build under an identity, as [`Solve::run`] does.
     pub async fn run_as(self, reference: String, cancel: &CancellationToken) -> Result<Solved, CliError> {
-        let Solve { engine, request, offer, feed, dockerfile, asks } = self;
+        let Solve { engine, request, offer, feed, dockerfile, asks, why } = self;
         let session = offer.open(engine).await?;
-        let status = watch(engine, &reference, feed);
+        let status = watch(engine, &reference, feed, why);
         let message = wire(request, &reference, session.id());
         let call = async {
             match asks {
@@ -102,23 +105,35 @@ pub(super) async fn end_of(mut watcher: JoinHandle<()>, patience: Duration) {
     }
 }
 
-/// Passes the status stream on to the display.
-pub(super) fn watch(engine: &Engine, reference: &str, feed: Feed) -> JoinHandle<()> {
-    let mut control = engine.control();
-    let request = control::StatusRequest { r#ref: reference.to_owned() };
+/// Passes the status stream on to the display, with the reasons of steps where `why` says so.
+pub(super) fn watch(engine: &Engine, reference: &str, feed: Feed, why: bool) -> JoinHandle<()> {
+    let (engine, reference) = (engine.clone(), reference.to_owned());
     tokio::spawn(async move {
-        let mut stream = match control.status(request).await {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => return ended(&status),
+        let watched = match why {
+            true => watch_reasons(&engine, reference, &feed).await,
+            false => watch_status(&engine, reference, &feed).await,
         };
-        loop {
-            match stream.message().await {
-                Ok(Some(message)) => feed.send(Progress::from(message)).await,
-                Ok(None) => return,
-                Err(status) => return ended(&status),
-            }
+        if let Err(status) = watched {
+            ended(&status);
         }
     })
+}
+
+async fn watch_status(engine: &Engine, reference: String, feed: &Feed) -> Result<(), Status> {
+    let mut stream = engine.control().status(control::StatusRequest { r#ref: reference }).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        feed.send(Progress::from(message)).await;
+    }
+    Ok(())
+}
+
+async fn watch_reasons(engine: &Engine, reference: String, feed: &Feed) -> Result<(), Status> {
+    let mut stream = engine.own().follow(FollowRequest { r#ref: reference }).await?.into_inner();
+    while let Some(FollowResponse { status, reasons }) = stream.message().await? {
+        let why = reasons.into_iter().map(ReasonProgress::from).collect();
+        feed.send(Progress { why, ..Progress::from(status.unwrap_or_default()) }).await;
+    }
+    Ok(())
 }
 
 /// The solve tells why a build failed; a status stream that breaks only loses what it would have shown.

@@ -132,6 +132,10 @@ async fn build(
     if options.build_ca.is_some() && !engine.is_kiln() {
         return Err(CliError::user(format!("--build-ca needs an engine of kiln, and {} is none", engine.place)));
     }
+    let why = options.why;
+    if why && !engine.is_kiln() {
+        return Err(CliError::user(format!("--why needs an engine of kiln, and {} is none", engine.place)));
+    }
     for warning in &caches.warnings {
         say(&format!("WARNING: {warning}"));
     }
@@ -145,7 +149,8 @@ async fn build(
     )?;
     let header = format!("building with \"{}\" instance using {} engine", "default", engine_name(&engine));
     let (feed, outcome) = display::start(options.mode, &progress, &header);
-    let solve = Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone(), asks: false };
+    let solve =
+        Solve { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone(), asks: false, why };
     let solved = solve.run(&cancel).await;
     // The feed is gone, so the display is drawing its end.
     let outcome = match tokio::time::timeout(DISPLAY_END, outcome).await {

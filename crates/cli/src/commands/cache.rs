@@ -1,6 +1,5 @@
 //! `kiln cache verify`.
 
-use kiln_session::proto::kiln_v1::kiln_client::KilnClient;
 use kiln_session::proto::kiln_v1::{VerifyRequest, VerifyResponse};
 
 use super::record::columns;
@@ -17,8 +16,7 @@ pub async fn verify(flags: CacheVerifyFlags, global: &Global, env: &Env) -> Resu
     if !engine.is_kiln() {
         return Err(CliError::user(format!("the engine at {} is not one of kiln", engine.place)));
     }
-    let mut client = KilnClient::new(engine.channel.clone()).max_decoding_message_size(kiln_stdx::limits::GRPC_MESSAGE);
-    let answer = client.verify(VerifyRequest { check_only: flags.check_only }).await;
+    let answer = engine.own().verify(VerifyRequest { check_only: flags.check_only }).await;
     let report = answer.map_err(|e| of_status(&e, "failed to verify"))?.into_inner();
     crate::print(&render(&report))?;
     let left = report.problems.iter().filter(|p| p.action.is_empty()).count();

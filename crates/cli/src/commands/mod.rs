@@ -10,6 +10,7 @@ mod prune;
 mod record;
 mod run;
 mod version;
+mod why;
 
 pub use build::cancel_on_signals;
 
@@ -30,6 +31,7 @@ pub fn run(cli: Cli, env: Env) -> Result<u8, CliError> {
         Command::Daemon(DaemonCommand::Status) => block_on(daemon::status(&global, &env)),
         Command::Daemon(DaemonCommand::Stop(flags)) => block_on(daemon::stop(flags, &global, &env)),
         Command::Cache(CacheCommand::Verify(flags)) => block_on(cache::verify(flags, &global, &env)),
+        Command::Why(flags) => block_on(why::run(flags, &global, &env)),
         Command::Du(flags) => block_on(du::run(flags, &global, &env)),
         Command::Prune(flags) => block_on(prune::run(flags, &global, &env)),
         Command::Version => version::run(),

@@ -11,6 +11,7 @@ use kiln_session::connect::{Address, connect_with, over};
 use kiln_session::proto::control::InfoRequest;
 use kiln_session::proto::control::control_client::ControlClient;
 use kiln_session::proto::gateway::llb_bridge_client::LlbBridgeClient;
+use kiln_session::proto::kiln_v1::kiln_client::KilnClient;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -77,6 +78,13 @@ impl Engine {
     /// Returns a client of the bridge, by which a build is driven from here.
     pub fn bridge(&self) -> LlbBridgeClient<Channel> {
         LlbBridgeClient::new(self.channel.clone())
+            .max_decoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
+            .max_encoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
+    }
+
+    /// Returns a client of what only kiln's engine offers.
+    pub fn own(&self) -> KilnClient<Channel> {
+        KilnClient::new(self.channel.clone())
             .max_decoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
             .max_encoding_message_size(kiln_stdx::limits::GRPC_MESSAGE)
     }

@@ -94,6 +94,7 @@ impl<W: Write + Clone> Display<W> {
         match &mut self.view {
             View::Tty(view, out) => {
                 view.draw(&self.state, now, size, true)?;
+                write_reasons(out, &self.state)?;
                 write_failures(out, &self.state)?;
             }
             View::Plain(view, out) => {
@@ -111,6 +112,19 @@ fn write_json(out: &mut impl Write, news: &Progress) -> io::Result<()> {
     let mut line = serde_json::to_vec(news)?;
     line.push(b'\n');
     out.write_all(&line)?;
+    out.flush()
+}
+
+/// Writes why steps ran; lines have told it already where steps are told by lines.
+fn write_reasons(out: &mut impl Write, state: &ProgressState) -> io::Result<()> {
+    let reasons = state.reasons();
+    if !reasons.is_empty() {
+        writeln!(out, "\nWhy steps ran:")?;
+    }
+    for (name, texts) in reasons {
+        writeln!(out, " {name}")?;
+        texts.iter().try_for_each(|text| writeln!(out, "    {text}"))?;
+    }
     out.flush()
 }
 

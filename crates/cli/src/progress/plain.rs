@@ -36,6 +36,7 @@ struct Drawn {
     statuses: BTreeSet<usize>,
     reported: BTreeMap<usize, (Stamp, i64)>,
     warnings: usize,
+    reasons: usize,
     /// News since `waiting_since`.
     count: u64,
     waiting_since: Option<Stamp>,
@@ -178,7 +179,8 @@ impl<W: Write> Plain<W> {
         self.turn_to(step, id)?;
         self.updated.remove(&id);
         let drawn = self.drawn.entry(id).or_default();
-        if drawn.offset > 0 && !(drawn.statuses.is_empty() && drawn.warnings == step.warnings.len()) {
+        let told = (drawn.warnings, drawn.reasons) == (step.warnings.len(), step.reasons.len());
+        if drawn.offset > 0 && !(drawn.statuses.is_empty() && told) {
             writeln!(self.out)?;
             drawn.offset = 0;
         }
@@ -187,6 +189,10 @@ impl<W: Write> Plain<W> {
             writeln!(self.out, "#{} WARN: {}", drawn.number, String::from_utf8_lossy(&warning.short))?;
         }
         drawn.warnings = step.warnings.len();
+        for reason in &step.reasons[drawn.reasons..] {
+            writeln!(self.out, "#{} WHY: {reason}", drawn.number)?;
+        }
+        drawn.reasons = step.reasons.len();
         print_lines(&mut self.out, drawn)?;
         self.current = Some(id);
         if step.is_completed() && !open {

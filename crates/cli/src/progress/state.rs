@@ -45,6 +45,8 @@ pub struct Step {
     pub statuses: Vec<StatusProgress>,
     /// Warnings, in the order of arrival.
     pub warnings: Vec<WarningProgress>,
+    /// Why it ran, a line for each vertex, where that was asked for.
+    pub reasons: Vec<String>,
     /// The last lines of its output, kept for an error.
     pub tail: LogTail,
     /// A step that is not shown: a group of which only weak members have started.
@@ -61,6 +63,7 @@ impl Step {
             intervals: Intervals::default(),
             statuses: Vec::new(),
             warnings: Vec::new(),
+            reasons: Vec::new(),
             tail: LogTail::new(keep),
             hidden,
             members: BTreeMap::new(),
@@ -157,6 +160,12 @@ impl ProgressState {
         seen
     }
 
+    /// Returns name and reasons of the steps that ran, in the order in which they did.
+    pub fn reasons(&self) -> Vec<(&str, &[String])> {
+        let told = self.started().filter(|(_, step)| !step.reasons.is_empty());
+        told.map(|(_, step)| (step.name.as_str(), step.reasons.as_slice())).collect()
+    }
+
     /// Returns how many of the visible steps have completed, and how many there are.
     pub fn counts(&self) -> (usize, usize) {
         let visible = self.steps.iter().filter(|s| !s.hidden);
@@ -204,6 +213,12 @@ impl ProgressState {
             if let Some(&id) = self.by_vertex.get(&warning.vertex) {
                 self.steps[id].warnings.push(warning.clone());
                 changes.push(Change::Warning(id));
+            }
+        }
+        for reason in &news.why {
+            if let Some(&id) = self.by_vertex.get(&reason.vertex) {
+                self.steps[id].reasons.push(reason.text.clone());
+                changes.push(Change::Step(id));
             }
         }
         for log in &news.logs {

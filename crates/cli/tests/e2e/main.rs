@@ -28,6 +28,7 @@ mod sbom;
 mod secrets;
 mod sources;
 mod steps;
+mod why;
 
 use kiln_testkit::TestEnv;
 

@@ -43,7 +43,10 @@ pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError
             build.warn(vertex.digest(), &format!("the cache is damaged: {dropped} parts of it are left out"))
         }
         Err(error) if error.class() == ErrorClass::Canceled => return Err(error),
-        Err(error) => build.warn(vertex.digest(), &format!("the cache is left out: {error}")),
+        Err(error) => {
+            build.circumstances.lock().unreadable.push(format!("{}: {error}", name(spec)));
+            build.warn(vertex.digest(), &format!("the cache is left out: {error}"));
+        }
     }
     vertex.end(None);
     Ok(())

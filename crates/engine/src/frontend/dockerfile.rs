@@ -36,6 +36,10 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let mut files = Files::new(request, &bridge.build().settings.session)?;
     let platforms = super::options::platforms(&request.attrs)?;
     bridge.set_slots(slots(request, &platforms));
+    bridge.build().circumstances.lock().no_cache = request.attrs.get("no-cache").map(|stages| match stages.as_str() {
+        "" => "--no-cache".to_owned(),
+        stages => format!("--no-cache-filter={stages}"),
+    });
     for import in super::options::cache_from(&request.attrs) {
         crate::cache::import(bridge, &import).await?;
     }

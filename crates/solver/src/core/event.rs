@@ -6,7 +6,7 @@ use super::graph::{TaskId, Ticket};
 use crate::context::JobId;
 use crate::key::KeyId;
 use crate::keystore::{RecordRef, StoreId};
-use crate::miss::{Gone, SlotRecord};
+use crate::miss::{Difference, Gone, SlotRecord};
 use crate::op::{CacheMap, OpError};
 use crate::vertex::Edge;
 
@@ -36,7 +36,7 @@ pub(crate) enum Event<R> {
     /// Answers `Recall`.
     Recalled { task: TaskId, record: Option<SlotRecord> },
     /// Answers `Explain`.
-    Explained { task: TaskId, detail: Option<String> },
+    Explained { task: TaskId, difference: Option<Difference> },
     /// Answers `Execute`.
     Executed { task: TaskId, outcome: Result<Vec<R>, OpError> },
     /// Answers `Save`.

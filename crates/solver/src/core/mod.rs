@@ -153,7 +153,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
             Event::RecordsFound { task, records, gone } => self.records_found(task, records, gone),
             Event::RecordLoaded { task, outcome } => self.record_loaded(task, outcome),
             Event::Recalled { task, record } => self.recalled(task, record),
-            Event::Explained { task, detail } => self.explained(task, detail),
+            Event::Explained { task, difference } => self.explained(task, difference),
             Event::Executed { task, outcome } => self.executed(task, outcome),
             Event::Saved { task, record } => self.saved(task, record),
         }

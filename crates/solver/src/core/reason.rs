@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::Core;
-use super::graph::{Exec, Freshness, VertexId};
+use super::graph::{Exec, Freshness, Node, VertexId};
 use crate::key::KeyRecord;
-use crate::miss::{FieldChange, MissReason, SlotInput, SlotRecord};
+use crate::miss::{FieldChange, MissReason, Renamed, SlotInput, SlotRecord};
 
 impl<R: Clone, O: Clone> Core<R, O> {
     /// Returns why a vertex keyed as `now` is executed, when its slot remembers `old`.
@@ -17,12 +17,12 @@ impl<R: Clone, O: Clone> Core<R, O> {
         let Some(old) = old else { return MissReason::NoRecord };
         let changes = field_changes(&old.op, &now.op);
         if !changes.is_empty() {
-            return MissReason::OpChanged { changes };
+            return MissReason::OpChanged { changes, renamed: renamed(old, now) };
         }
         if old.inputs.len() != now.inputs.len() {
             let count = |record: &SlotRecord| Some(record.inputs.len().to_string());
             let change = FieldChange { field: "inputs".to_owned(), old: count(old), new: count(now) };
-            return MissReason::OpChanged { changes: vec![change] };
+            return MissReason::OpChanged { changes: vec![change], renamed: renamed(old, now) };
         }
         let pairs = old.inputs.iter().zip(&now.inputs).enumerate();
         for (at, (old, new)) in pairs {
@@ -39,7 +39,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
         let dep = self.nodes.get(&edge.vertex)?;
         let (input, name) = (at as u32, new.name.clone());
         if let (Some(old), Some(new)) = (old.content, new.content) {
-            let reason = MissReason::ContentChanged { input, vertex: dep.digest, name, old, new, detail: None };
+            let (vertex, cause) = (dep.digest, cause_of(dep));
+            let reason = MissReason::ContentChanged { input, vertex, name, old, new, difference: None, cause };
             return (old != new).then_some(reason);
         }
         // An input that was made afresh may have the same key and yet be another one.
@@ -47,10 +48,20 @@ impl<R: Clone, O: Clone> Core<R, O> {
         if !afresh && old.keys.iter().any(|key| new.keys.contains(key)) {
             return None;
         }
-        let executed = matches!(dep.exec, Exec::Done(_));
-        let cause = dep.miss.as_ref().filter(|_| executed).map(|miss| Box::new(MissReason::clone(miss)));
-        Some(MissReason::InputChanged { input, vertex: dep.digest, name, cause })
+        let was = (old.name != name).then(|| old.name.clone());
+        Some(MissReason::InputChanged { input, vertex: dep.digest, name, was, cause: cause_of(dep) })
     }
+}
+
+/// Returns why an input was executed, if it was.
+fn cause_of<R, O>(dep: &Node<R, O>) -> Option<Box<MissReason>> {
+    let executed = matches!(dep.exec, Exec::Done(_));
+    dep.miss.as_ref().filter(|_| executed).map(|miss| Box::new(MissReason::clone(miss)))
+}
+
+fn renamed(old: &SlotRecord, now: &SlotRecord) -> Option<Renamed> {
+    let (old, new) = (old.name.clone(), now.name.clone());
+    (!old.is_empty() && old != new).then_some(Renamed { old, new })
 }
 
 /// Returns the fields that differ, by name.

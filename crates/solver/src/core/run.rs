@@ -9,7 +9,7 @@ use super::graph::{Exec, Failure, Made, OutputRef, Prepared, State, TaskId, Vert
 use super::{Core, Effect, Owner};
 use crate::event::VertexChange;
 use crate::job::Origin;
-use crate::miss::{MissReason, SlotRecord};
+use crate::miss::{Difference, MissReason, SlotRecord};
 use crate::op::OpError;
 use crate::vertex::{Bound, CacheUse};
 
@@ -74,11 +74,11 @@ impl<R: Clone, O: Clone> Core<R, O> {
         self.effects.push(Effect::Explain { task, vertex, op, input, old, new, result });
     }
 
-    pub(super) fn explained(&mut self, task: TaskId, text: Option<String>) {
+    pub(super) fn explained(&mut self, task: TaskId, told: Option<Difference>) {
         let Some(Owner::Explain(vertex)) = self.tasks.remove(&task) else { return };
         let Exec::Explaining(_, prepared, mut miss) = self.take_exec(vertex) else { return };
-        if let MissReason::ContentChanged { detail, .. } = &mut *miss {
-            *detail = text;
+        if let MissReason::ContentChanged { difference, .. } = &mut *miss {
+            *difference = told;
         }
         self.make_ready(vertex, prepared, *miss);
     }

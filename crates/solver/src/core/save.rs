@@ -41,7 +41,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
         });
         let inputs = inputs.collect();
         let keys = node.outputs.values().flat_map(|out| out.all_keys()).map(|key| key.id).collect();
-        Some(SlotRecord { op: map.record.clone(), inputs, keys })
+        let name = node.view().map_or_else(String::new, |view| view.name.to_string());
+        Some(SlotRecord { name, op: map.record.clone(), inputs, keys })
     }
 
     /// Keeps a result of the finished execution, and completes the output when it is saved.

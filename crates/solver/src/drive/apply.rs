@@ -48,7 +48,7 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                 };
                 self.call(&cx, Place::Task, call, move |outcome| Event::Explained {
                     task,
-                    detail: outcome.unwrap_or(None),
+                    difference: outcome.unwrap_or(None),
                 });
             }
             Effect::Execute { task, vertex, op, inputs, miss } => {

@@ -416,7 +416,7 @@ impl Sim {
             Pending::Recall(slots) => {
                 Event::Recalled { task, record: slots.iter().find_map(|slot| self.main.recall(slot)) }
             }
-            Pending::Explain => Event::Explained { task, detail: Some("path".to_owned()) },
+            Pending::Explain => Event::Explained { task, difference: None },
             Pending::Execute { vertex, def, inputs } => {
                 let outcome = self.execute(vertex, def, &inputs, aborted);
                 self.checks.executed(vertex);

@@ -121,7 +121,7 @@ async fn a_damaged_record_is_removed_and_made_again() {
     let solved = job.build(edge(&c)).await.unwrap();
     assert_eq!((solved.result, solved.origin), (cold.unwrap(), Origin::Executed));
     assert_eq!(executed(&counts), [2, 2, 2], "every record was damaged");
-    assert_eq!(log.miss(&c).unwrap().to_string(), "earlier result was damaged: bit rot");
+    assert_eq!(log.miss(&c).unwrap().to_string(), "the earlier result was damaged: bit rot");
     job.close().await;
     broken.solver.idle().await;
     let (warm, _) = bench.build(&[&a, &b, &c]).await;

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use kiln_solver::{
-    CacheMap, CacheUse, DepMap, Edge, Job, JobSpec, KeyLife, KeyRecord, KeyStore, Limits, MemoryKeyStore, MissReason,
-    Op, OpContext, OpError, Solver, StepSlot, Vertex, VertexChange, VertexDigest, VertexEvent, VertexOptions,
+    CacheMap, CacheUse, DepMap, Difference, Edge, Job, JobSpec, KeyLife, KeyRecord, KeyStore, Limits, MemoryKeyStore,
+    MissReason, Op, OpContext, OpError, Part, Solver, StepSlot, Vertex, VertexChange, VertexDigest, VertexEvent,
+    VertexOptions,
 };
 use kiln_stdx::Digest;
 use parking_lot::Mutex;
@@ -59,8 +60,9 @@ impl Op<Text> for Step {
         _old: &Digest,
         _new: &Digest,
         now: &Text,
-    ) -> Option<String> {
-        Some(format!("last line is `{}`", now.lines().last().unwrap_or_default()))
+    ) -> Option<Difference> {
+        let part = Part { name: "last line".to_owned(), what: now.lines().last().unwrap_or_default().to_owned() };
+        Some(Difference { parts: vec![part], more: 0 })
     }
 
     async fn execute(&self, cx: &OpContext, inputs: &[Text]) -> Result<Vec<Text>, OpError> {

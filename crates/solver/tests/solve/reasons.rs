@@ -21,7 +21,7 @@ async fn a_changed_operation_names_field_and_values() {
     miss(&bench, &[&vertex("step").key("make").done()]).await;
     let change =
         FieldChange { field: "command".to_owned(), old: Some("make".to_owned()), new: Some("make all".to_owned()) };
-    let expected = MissReason::OpChanged { changes: vec![change] };
+    let expected = MissReason::OpChanged { changes: vec![change], renamed: None };
     assert_eq!(miss(&bench, &[&vertex("step").key("make all").done()]).await, expected);
 }
 
@@ -37,7 +37,7 @@ async fn a_changed_input_tells_why_it_ran_itself() {
     miss(&bench, &[&base, &step]).await;
     let (base, step) = build("v2");
     match miss(&bench, &[&base, &step]).await {
-        MissReason::InputChanged { input: 0, vertex, name, cause: Some(cause) } => {
+        MissReason::InputChanged { input: 0, vertex, name, was: None, cause: Some(cause) } => {
             assert_eq!((vertex, name.as_str()), (base.digest, "base"));
             assert!(matches!(*cause, MissReason::OpChanged { .. }));
         }
@@ -59,10 +59,10 @@ async fn changed_content_is_told_with_the_operations_own_words() {
     bench.build(&[&source, &step]).await.0.unwrap();
     let (source, step) = build("two");
     match miss(&bench, &[&source, &step]).await {
-        MissReason::ContentChanged { input: 0, name, old, new, detail, .. } => {
+        MissReason::ContentChanged { input: 0, name, old, new, difference, .. } => {
             assert_eq!(name, "source");
             assert_eq!((old, new), (kiln_stdx::Digest::of("one"), kiln_stdx::Digest::of("two")));
-            assert_eq!(detail.as_deref(), Some("last line is `two`"));
+            assert_eq!(difference.unwrap().to_string(), "last line (two)");
         }
         other => panic!("{other:?}"),
     }
@@ -105,7 +105,43 @@ async fn a_failed_run_is_not_remembered() {
     bench.build(&[&failing.done()]).await.0.unwrap_err();
     // Compared with the last good run, not with the failed one.
     match miss(&bench, &[&vertex("step").key("v2").done()]).await {
-        MissReason::OpChanged { changes } => assert_eq!(changes[0].old.as_deref(), Some("v1")),
+        MissReason::OpChanged { changes, .. } => assert_eq!(changes[0].old.as_deref(), Some("v1")),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_cascade_goes_back_to_its_root() {
+    let bench = bench();
+    let build = |key: &str| {
+        let first = vertex("first").key(key).done();
+        let second = vertex("second").input(&first).done();
+        let third = vertex("third").input(&second).done();
+        (first, second, third)
+    };
+    let (first, second, third) = build("v1");
+    miss(&bench, &[&first, &second, &third]).await;
+    let (first, second, third) = build("v2");
+    let reason = miss(&bench, &[&first, &second, &third]).await;
+    let (path, root) = reason.root();
+    assert_eq!(path, ["second", "first"]);
+    assert!(matches!(root, MissReason::OpChanged { .. }), "{root:?}");
+}
+
+#[tokio::test]
+async fn content_that_another_step_made_goes_back_to_that_step() {
+    let bench = bench();
+    let build = |text: &str| {
+        let made = vertex("made").key(text).gives(text).done();
+        let step = vertex("step").by_content(&made).done();
+        (made, step)
+    };
+    let (made, step) = build("one");
+    miss(&bench, &[&made, &step]).await;
+    let (made, step) = build("two");
+    let reason = miss(&bench, &[&made, &step]).await;
+    assert!(matches!(reason, MissReason::ContentChanged { .. }), "{reason:?}");
+    let (path, root) = reason.root();
+    assert_eq!(path, ["made"]);
+    assert!(matches!(root, MissReason::OpChanged { .. }), "{root:?}");
 }

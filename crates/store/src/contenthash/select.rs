@@ -10,10 +10,10 @@ use crate::error::{Result, StoreError};
 
 /// Something that is part of the selection. Directories stand for their header alone: what is in them comes by itself,
 /// since not all of it need be selected.
-struct Selected<'a> {
+pub(super) struct Selected<'a> {
     /// Absolute path in the words of the selector: a link in its fixed part is not replaced by its target.
     path: Vec<u8>,
-    node: Node<'a>,
+    pub(super) node: Node<'a>,
     /// A link here is followed.
     follow: bool,
 }
@@ -64,7 +64,7 @@ impl<'a> TreeHasher<'a> {
     }
 
     /// Returns the fixed part of the selector's path and what is selected, in component order.
-    fn select(&self, selector: &ContentSelector) -> Result<(Vec<u8>, Vec<Selected<'a>>)> {
+    pub(super) fn select(&self, selector: &ContentSelector) -> Result<(Vec<u8>, Vec<Selected<'a>>)> {
         let invalid = |e: pattern::PatternError| StoreError::Invalid(e.to_string());
         let path = key_path(selector.path.as_bytes());
         let bare = selector.path.ends_with('/');

@@ -62,6 +62,26 @@ fn least_recently_used_first_and_parents_after_children() {
 }
 
 #[test]
+fn what_is_gone_is_known_by_rule_and_time_for_a_while() {
+    let f = fixture(Duration::from_secs(60));
+    let (layer, held) = one_file(&f.store.scratch(), "one", &[1; 1000]);
+    let ids = [layer.id()];
+    drop((layer, held));
+    assert_eq!(f.store.evicted(&ids), None);
+    let rule = PrunePolicy { rule: "rule 3".to_owned(), ..PrunePolicy::default() };
+    f.store.prune(&rule, |_| {}).unwrap();
+    let gone = f.store.evicted(&ids).expect("it is remembered");
+    assert_eq!((gone.rule.as_str(), gone.at), ("rule 3", kiln_stdx::Clock::unix(&f.clock)));
+    f.clock.advance(Duration::from_secs(61 * 24 * 3600));
+    let (layer, held) = one_file(&f.store.scratch(), "two", &[2; 1000]);
+    let later = [layer.id()];
+    drop((layer, held));
+    f.store.prune(&PrunePolicy::default(), |_| {}).unwrap();
+    assert_eq!(f.store.evicted(&ids), None);
+    assert_eq!(f.store.evicted(&later).map(|gone| gone.rule), Some("prune".to_owned()));
+}
+
+#[test]
 fn stops_at_the_budget() {
     let f = fixture(Duration::from_secs(60));
     for i in 0..10 {

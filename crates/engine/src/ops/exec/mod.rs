@@ -2,16 +2,16 @@
 
 mod log;
 pub mod mounts;
+mod record;
 pub mod run;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kiln_llb::op::{ExecOp, MountKind};
+use kiln_llb::op::ExecOp;
 use kiln_llb::{Op as LlbOp, Vertex, pb};
 use kiln_oci::Platform;
-use kiln_solver::{CacheMap, DepMap, KeyLife, KeyRecord, Op, OpContext, OpError};
+use kiln_solver::{CacheMap, DepMap, Difference, KeyLife, Op, OpContext, OpError};
 use kiln_stdx::{Digest, ErrorClass};
 use kiln_store::ImmutableRef;
 use prost::Message;
@@ -19,6 +19,7 @@ use prost::Message;
 use crate::content;
 use crate::error::EngineError;
 use crate::keys::exec::{InputKey, digest, inputs};
+use crate::keys::file::Selector;
 use crate::parts::Parts;
 
 /// A step that runs a process.
@@ -59,42 +60,13 @@ impl Exec {
             parts,
         })
     }
-
-    /// Named fields for telling what changed. Values of secrets are not among them: an exec op does not have them.
-    fn record(&self) -> KeyRecord {
-        let mut fields = BTreeMap::from([
-            ("command".to_owned(), self.op.meta.args.join(" ")),
-            ("workdir".to_owned(), self.op.meta.cwd.clone()),
-            ("user".to_owned(), self.op.meta.user.clone()),
-            ("platform".to_owned(), self.platform.short()),
-            ("network".to_owned(), format!("{:?}", self.op.network)),
-            ("security".to_owned(), format!("{:?}", self.op.security)),
-            ("hostname".to_owned(), self.op.meta.hostname.clone()),
-        ]);
-        for variable in &self.op.meta.env {
-            let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
-            fields.insert(format!("env {name}"), value.to_owned());
-        }
-        for mount in self.op.mounts.iter().filter(|m| !m.is_root()) {
-            let kind = match &mount.kind {
-                MountKind::Bind => "bind",
-                MountKind::Tmpfs { .. } => "tmpfs",
-                MountKind::Cache { .. } => "cache",
-                MountKind::Secret(_) => "secret",
-                MountKind::Ssh(_) => "ssh",
-            };
-            let access = if mount.readonly { "ro" } else { "rw" };
-            fields.insert(format!("mount {}", mount.dest), format!("{kind} {} {access}", mount.selector));
-        }
-        KeyRecord(fields)
-    }
 }
 
 #[async_trait]
 impl Op<ImmutableRef> for Exec {
     async fn cache_map(&self, _: &OpContext) -> Result<CacheMap, OpError> {
         let deps = self.keys.iter().map(|key| DepMap { selector: key.selector(), content: key.by_content }).collect();
-        Ok(CacheMap { digest: self.digest, record: self.record(), deps, life: KeyLife::Stored })
+        Ok(CacheMap { digest: self.digest, record: record::of(&self.op, &self.platform), deps, life: KeyLife::Stored })
     }
 
     async fn content_key(
@@ -104,11 +76,30 @@ impl Op<ImmutableRef> for Exec {
         result: &ImmutableRef,
     ) -> Result<Option<Digest>, OpError> {
         let Some(key) = self.keys.get(input) else { return Ok(None) };
-        let selectors = key.content_paths().into_iter().map(content::whole_path).collect();
-        Ok(Some(content::digest(&self.parts, cx, result, selectors).await?))
+        Ok(Some(content::digest(&self.parts, cx, result, selectors(key)).await?))
+    }
+
+    async fn explain(
+        &self,
+        _: &OpContext,
+        input: usize,
+        old: &Digest,
+        _: &Digest,
+        result: &ImmutableRef,
+    ) -> Option<Difference> {
+        content::difference(&self.parts, old, result, selectors(self.keys.get(input)?)).await
     }
 
     async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
-        Ok(run::run(self, cx, inputs).await?)
+        let outputs = run::run(self, cx, inputs).await?;
+        for (key, reference) in self.keys.iter().zip(inputs).filter(|(key, _)| key.by_content) {
+            content::keep_listing(&self.parts, cx, reference, selectors(key)).await;
+        }
+        Ok(outputs)
     }
+}
+
+/// What of an input counts.
+fn selectors(key: &InputKey) -> Vec<Selector> {
+    key.content_paths().into_iter().map(content::whole_path).collect()
 }

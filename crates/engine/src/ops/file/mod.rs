@@ -16,7 +16,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kiln_llb::op::{FileChange, FileOp};
 use kiln_llb::{Op as LlbOp, Vertex, pb};
-use kiln_solver::{CacheMap, DepMap, KeyLife, KeyRecord, Op, OpContext, OpError};
+use kiln_solver::{CacheMap, DepMap, Difference, KeyLife, KeyRecord, Op, OpContext, OpError};
 use kiln_stdx::{Digest, ErrorClass};
 use kiln_store::ImmutableRef;
 use prost::Message;
@@ -93,9 +93,21 @@ impl Op<ImmutableRef> for File {
         Ok(Some(content::digest(&self.parts, cx, result, FileKey::content_selectors(selectors)).await?))
     }
 
+    async fn explain(
+        &self,
+        _: &OpContext,
+        input: usize,
+        old: &Digest,
+        _: &Digest,
+        result: &ImmutableRef,
+    ) -> Option<Difference> {
+        content::difference(&self.parts, old, result, FileKey::content_selectors(self.read.get(&input)?)).await
+    }
+
     async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
         let (name, progress, cancel) = (self.name.clone(), Progress::new(cx), cx.cancel().clone());
         lazy::unpack_inputs(&self.parts, cx, inputs).await?;
+        let read = inputs;
         let (op, inputs, parts) = (self.op.clone(), inputs.to_vec(), self.parts.clone());
         let outputs = self
             .parts
@@ -103,6 +115,10 @@ impl Op<ImmutableRef> for File {
                 plan::Run { parts: &parts, op: &op, inputs: &inputs, name: &name, progress, cancel }.run()
             })
             .await?;
+        for (input, selectors) in &self.read {
+            let Some(reference) = read.get(*input) else { continue };
+            content::keep_listing(&self.parts, cx, reference, FileKey::content_selectors(selectors)).await;
+        }
         Ok(outputs)
     }
 }
