@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 
 use kiln_snapshot::{Entry, Kind};
-use kiln_stdx::Digest;
+use kiln_stdx::{Digest, Fingerprint};
 
 use super::{ContentSelector, TreeHasher, has_bare_root};
 use crate::error::{Result, StoreError};
@@ -36,7 +36,7 @@ struct Listed {
     uid: u64,
     gid: u64,
     size: u64,
-    /// The beginning of a digest of the bytes, the link target or the device.
+    /// The beginning of a fingerprint of the bytes, the link target or the device.
     sum: u64,
     /// The same of the extended attributes; 0 without any.
     attributes: u64,
@@ -121,18 +121,18 @@ impl Inner {
 
 impl Listed {
     fn of(entry: &Entry, bare_root: bool) -> Self {
-        let short = |digest: Digest| digest.as_bytes().iter().take(8).fold(0, |sum, b| (sum << 8) | u64::from(*b));
+        let short = |print: Fingerprint| print.as_bytes().iter().take(8).fold(0, |sum, b| (sum << 8) | u64::from(*b));
         let (kind, sum) = match entry.kind {
             Kind::File | Kind::Whiteout => (0, entry.digest.map_or(0, short)),
             Kind::Dir => (1, 0),
-            Kind::Symlink => (2, short(Digest::of(&entry.target))),
+            Kind::Symlink => (2, short(Fingerprint::of(&entry.target))),
             Kind::CharDevice => (3, u64::from(entry.rdev.0) << 32 | u64::from(entry.rdev.1)),
             Kind::BlockDevice => (4, u64::from(entry.rdev.0) << 32 | u64::from(entry.rdev.1)),
             Kind::Fifo => (5, 0),
         };
         let attributes = match entry.xattrs.is_empty() {
             true => 0,
-            false => short(Digest::of(format!("{:?}", entry.xattrs))),
+            false => short(Fingerprint::of(format!("{:?}", entry.xattrs))),
         };
         // A client's directory has no root that its user would know.
         let slash: &[u8] = if bare_root { b"" } else { b"/" };
@@ -274,7 +274,7 @@ mod tests {
 
     fn file(path: &str, data: &str) -> Entry {
         let mut entry = Entry::new(path, Kind::File);
-        (entry.mode, entry.size, entry.digest) = (0o644, data.len() as u64, Some(Digest::of(data)));
+        (entry.mode, entry.size, entry.digest) = (0o644, data.len() as u64, Some(Fingerprint::of(data)));
         entry
     }
 
@@ -299,7 +299,7 @@ mod tests {
         };
         assert_eq!(changed(&|_| ()), Vec::<String>::new());
         assert_eq!(changed(&|e| e.mtime = (7, 7)), Vec::<String>::new(), "times are no content");
-        assert_eq!(changed(&|e| e.digest = Some(Digest::of("two"))), ["a/f: content"]);
+        assert_eq!(changed(&|e| e.digest = Some(Fingerprint::of("two"))), ["a/f: content"]);
         assert_eq!(changed(&|e| e.mode = 0o755), ["a/f: mode"]);
         assert_eq!(changed(&|e| (e.uid, e.mode) = (5, 0)), ["a/f: mode, owner"]);
         assert_eq!(changed(&|e| drop(e.xattrs.insert(b"user.x".to_vec(), b"y".to_vec()))), ["a/f: attributes"]);
