@@ -160,8 +160,10 @@ async fn one(seed: u64) {
     assert_eq!(names(top.path()), ["in"], "seed {seed}: written outside by {packets:?}");
     match done {
         Ok(()) => assert_eq!(names(&dir), ["dest"], "seed {seed}"),
+        // A peer that breaks the rules once everything is there gets an error; what is there is whole.
         Err(error) => {
-            assert!(!error.to_string().is_empty() && names(&dir).is_empty(), "seed {seed}: {error} {packets:?}")
+            let left = names(&dir);
+            assert!(left.iter().all(|name| name == "dest"), "seed {seed}: {error}: {left:?} is left of {packets:?}");
         }
     }
     fs::write(top.path().join("secret"), "outside").expect("a file");
