@@ -1,5 +1,7 @@
 //! The image config while it is made.
 
+use std::collections::HashMap;
+
 use kiln_oci::{ContainerConfig, History, ImageConfig, Platform, RootFs};
 
 /// Where programs are looked for when an image does not say.
@@ -31,11 +33,16 @@ pub(crate) fn ensure_path(image: &mut ImageConfig, os: &str) {
 }
 
 /// Sets a variable in its place, or at the end.
-pub(crate) fn set_env(env: &mut Vec<String>, name: &str, value: &str) {
+///
+/// `places` tells where each variable is.
+pub(crate) fn set_env(env: &mut Vec<String>, places: &mut HashMap<String, usize>, name: &str, value: &str) {
     let text = format!("{name}={value}");
-    match env.iter_mut().find(|e| e.split('=').next() == Some(name)) {
+    match places.get(name).and_then(|&at| env.get_mut(at)) {
         Some(slot) => *slot = text,
-        None => env.push(text),
+        None => {
+            places.insert(name.to_owned(), env.len());
+            env.push(text);
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub mod context;
 pub mod diag;
 pub mod directive;
 mod epoch;
+#[cfg(test)]
+mod fuzz;
 pub mod git_ref;
 mod gofmt;
 mod gofmt_size;

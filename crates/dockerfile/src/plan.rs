@@ -105,8 +105,9 @@ impl Plan {
         target: Option<&str>,
     ) -> Result<(), DockerfileError> {
         let mut diagnostics = Vec::new();
+        let known = scope::known_names(&self.globals, &self.global_infos);
         for (index, stage) in file.stages.iter().enumerate() {
-            if let Err(fault) = self.add_stage(file, options, stage, index) {
+            if let Err(fault) = self.add_stage(file, options, stage, index, &known) {
                 diagnostics.push(Diagnostic::from(fault.at(stage.lines)));
             }
         }
@@ -118,11 +119,17 @@ impl Plan {
         self.resolve(options, resolved)
     }
 
-    fn add_stage(&mut self, file: &Dockerfile, options: &BuildOptions, stage: &Stage, index: usize) -> Outcome<()> {
+    fn add_stage(
+        &mut self,
+        file: &Dockerfile,
+        options: &BuildOptions,
+        stage: &Stage,
+        index: usize,
+        known: &BTreeSet<String>,
+    ) -> Outcome<()> {
         let lexer = WordLexer::new(file.escape);
-        let known = scope::known_names(&self.globals, &self.global_infos);
         let base = lexer.expand(&stage.base, &self.globals).map_err(Fault::new)?;
-        lint::undefined_arg_in_from::check(stage, &base.unmatched, &known, &mut self.linter);
+        lint::undefined_arg_in_from::check(stage, &base.unmatched, known, &mut self.linter);
         if base.text.is_empty() {
             let hint = base
                 .unmatched
@@ -133,7 +140,7 @@ impl Plan {
         }
         let mut used_args = base.matched;
         let platform = match &stage.platform {
-            Some(text) => Some(self.stage_platform(stage, text, lexer, &known, &mut used_args)?),
+            Some(text) => Some(self.stage_platform(stage, text, lexer, known, &mut used_args)?),
             None => None,
         };
         let name = stage.name.as_deref();
@@ -145,7 +152,7 @@ impl Plan {
         let own_base = parent.is_none() && base.text != "scratch";
         let numbered = |k: &Kind| matches!(k, Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_));
         let steps = usize::from(own_base) + stage.instructions.iter().filter(|i| numbered(&i.kind)).count();
-        self.graph.nodes.push(Node {
+        self.graph.add_stage(Node {
             name: stage.name.clone(),
             display: name.map_or_else(|| format!("stage-{index}"), str::to_owned),
             base_name: base.text,
@@ -163,7 +170,6 @@ impl Plan {
             base: Base::Unknown,
             triggered: false,
         });
-        self.graph.stages += 1;
         Ok(())
     }
 

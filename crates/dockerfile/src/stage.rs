@@ -1,6 +1,6 @@
 //! The graph of stages: names, bases, what copies from what, what a target needs, cycles.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use kiln_oci::{ImageConfig, Platform};
 
@@ -83,6 +83,8 @@ pub(crate) struct Graph {
     pub nodes: Vec<Node>,
     /// How many of the nodes are the file's stages.
     pub stages: usize,
+    /// Stages by name; of equal names the last.
+    by_name: HashMap<String, NodeId>,
 }
 
 impl Node {
@@ -93,15 +95,23 @@ impl Node {
 }
 
 impl Graph {
+    /// Adds the next stage of the file.
+    pub fn add_stage(&mut self, node: Node) {
+        if let Some(name) = &node.name {
+            self.by_name.insert(name.clone(), self.nodes.len());
+        }
+        self.nodes.push(node);
+        self.stages += 1;
+    }
+
     /// Finds a stage by name; of equal names the last wins.
     pub fn find(&self, name: &str) -> Option<NodeId> {
-        let name = name.to_lowercase();
-        self.nodes[..self.stages].iter().rposition(|n| n.name.as_deref() == Some(name.as_str()))
+        self.by_name.get(&name.to_lowercase()).copied()
     }
 
     /// Finds the stage a `FROM` continues, among those above it.
     pub fn parent_of(&self, base: &str) -> Option<NodeId> {
-        self.nodes.iter().rposition(|n| n.name.as_deref() == Some(base))
+        self.by_name.get(base).copied()
     }
 
     /// Returns the names of all stages.

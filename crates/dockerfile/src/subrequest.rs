@@ -327,9 +327,10 @@ pub fn lint(source: &SourceFile, result: Result<&Lowered, &DockerfileError>) -> 
     let mut sorted: Vec<&Diagnostic> = warnings.iter().collect();
     sorted.sort_by_key(|w| w.line());
     let mut text = String::new();
+    let drawing = render::Drawing::new(source);
     for w in &sorted {
         let url = if w.url.is_empty() { String::new() } else { format!(" - {}", w.url) };
-        let _ = write!(text, "\nWARNING: {}{url}\n{}\n{}", w.rule, w.message, render::excerpt(source, &w.spans));
+        let _ = write!(text, "\nWARNING: {}{url}\n{}\n{}", w.rule, w.message, drawing.excerpt(&w.spans));
     }
     let list: Vec<Warning<'_>> = warnings
         .iter()

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::descriptor::DiffId;
-use crate::json::{JsonError, to_compact_json};
+use crate::json::{JsonError, null_as_default, to_compact_json};
 use crate::platform::Platform;
 
 /// The JSON document that a manifest's `config` points to.
@@ -156,15 +156,6 @@ impl ImageConfig {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_zero(value: &i64) -> bool {
     *value == 0
-}
-
-/// Reads `null` as the empty value: Go programs write nil lists and maps so.
-fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]

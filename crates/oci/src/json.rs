@@ -1,6 +1,6 @@
 //! JSON as image tools write it: what is hashed is formatted in one way only.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why a value could not be written or read as JSON.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,15 @@ impl JsonError {
     pub fn new(what: &'static str, source: serde_json::Error) -> Self {
         Self { what, source }
     }
+}
+
+/// Reads `null` as the empty value: Go programs write nil lists and maps so.
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Returns compact JSON with object keys sorted, the form of image configs.

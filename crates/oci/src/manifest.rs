@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::descriptor::{Annotations, Descriptor};
-use crate::json::{JsonError, to_indented_json};
+use crate::json::{JsonError, null_as_default, to_indented_json};
 
 /// One image: its config and its layers, bottom first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,11 +18,12 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     pub config: Descriptor,
-    #[serde(default)]
+    /// Some builders write `null` for an image without layers.
+    #[serde(default, deserialize_with = "null_as_default")]
     pub layers: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: Annotations,
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
@@ -37,11 +38,11 @@ pub struct Index {
     pub media_type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub manifests: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_default")]
     pub annotations: Annotations,
     #[serde(flatten)]
     pub extra: BTreeMap<String, Value>,
@@ -107,5 +108,20 @@ impl Index {
     /// Never for values that came from JSON.
     pub fn to_manifest_json(&self) -> Result<Vec<u8>, JsonError> {
         to_indented_json("index", self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Manifest;
+
+    #[test]
+    fn lists_may_be_null() {
+        let digest = kiln_stdx::Digest::of("x");
+        let json = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"m","digest":"{digest}","size":1}},"layers":null,"annotations":null}}"#
+        );
+        let manifest = Manifest::from_json(json.as_bytes()).unwrap();
+        assert!(manifest.layers.is_empty() && manifest.annotations.is_empty());
     }
 }

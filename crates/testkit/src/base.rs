@@ -173,14 +173,19 @@ fn collect(root: &Path, dir: &Path, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// Writes an OCI layout at `dir` with one image, `latest`, of these uncompressed layers for the host's platform.
+/// Writes an OCI layout at `dir` with one image, `latest`, of these uncompressed layers: for the host's platform, unless
+/// the config names one.
 ///
 /// # Panics
 /// The directory cannot be written.
 pub fn layout_of(dir: &Path, layers: &[Vec<u8>], mut config: ImageConfig) -> Descriptor {
-    let platform = Platform::host();
-    config.os.clone_from(&platform.os);
-    config.architecture.clone_from(&platform.architecture);
+    let mut platform = Platform::host();
+    if config.architecture.is_empty() {
+        config.os.clone_from(&platform.os);
+        config.architecture.clone_from(&platform.architecture);
+    } else {
+        platform = config.platform();
+    }
     config.rootfs.diff_ids = layers.iter().map(|layer| DiffId(Digest::of(layer))).collect();
     let put = |media_type: &str, content: &[u8]| {
         let descriptor = Descriptor::of(media_type, content);

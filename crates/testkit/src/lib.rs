@@ -8,6 +8,7 @@ pub mod base;
 pub mod debian_registry;
 pub mod disk;
 pub mod env;
+pub mod file_server;
 pub mod gate;
 pub mod image;
 pub mod process;
@@ -19,6 +20,7 @@ pub use base::{busybox_layout, busybox_root};
 pub use debian_registry::{Certificates, DebianRegistry};
 pub use disk::Disk;
 pub use env::TestEnv;
+pub use file_server::{FileServer, git_repository};
 pub use gate::Gate;
 pub use image::Image;
 pub use process::{Finished, Run};
@@ -41,6 +43,12 @@ macro_rules! skip {
 #[expect(clippy::print_stderr, reason = "a test's own words")]
 pub fn report_skip(reason: &str) {
     eprintln!("skipped: {reason}");
+}
+
+/// Prints what a test found out.
+#[expect(clippy::print_stderr, reason = "a test's own words")]
+pub fn report(text: &str) {
+    eprintln!("{text}");
 }
 
 /// Returns the path of a program on `PATH`, also looking where Debian puts system programs.

@@ -52,15 +52,16 @@ pub fn show(report: &Report, format: Format) -> String {
 
 fn text(report: &Report) -> String {
     let mut out = String::new();
+    let drawing = render::Drawing::new(&report.source);
     for finding in report.errors.iter().chain(&report.warnings) {
-        out.push_str(&render::diagnostic(&report.source, finding));
+        out.push_str(&drawing.diagnostic(finding));
         if !finding.url.is_empty() {
             let _ = writeln!(out, "see {}", finding.url);
         }
         out.push('\n');
     }
     for piece in &report.advice {
-        out.push_str(&render::excerpt(&report.source, &[Span::from(piece.lines)]));
+        out.push_str(&drawing.excerpt(&[Span::from(piece.lines)]));
         let _ = writeln!(out, "{}:{}: {}: {}", report.source.name, piece.lines.first, piece.topic.name, piece.reason);
         out.push_str(&advice::diff(&report.source, &report.context, &piece.edits));
         if !piece.ready && !piece.edits.is_empty() {

@@ -2,6 +2,8 @@
 
 use regex::Regex;
 
+use super::word::{MAX_TEXT, too_long};
+
 /// What one element of a pattern matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
@@ -73,9 +75,21 @@ pub(super) fn cut(value: &str, pattern: &str, end: Cut, greedy: bool) -> Result<
 
 /// Replaces the first longest match of the pattern, or every one.
 pub(super) fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<String, String> {
-    let regex = tokens(pattern).and_then(|t| compile(t.into_iter(), true, false)).map_err(|e| invalid(pattern, &e))?;
+    let tokens = tokens(pattern).map_err(|e| invalid(pattern, &e))?;
+    let regex = compile(tokens.into_iter(), true, false).map_err(|e| invalid(pattern, &e))?;
     if all {
-        return Ok(regex.replace_all(value, replacement).into_owned());
+        let (mut out, mut end) = (String::new(), 0);
+        for found in regex.captures_iter(value) {
+            let Some(whole) = found.get(0) else { continue };
+            out.push_str(&value[end..whole.start()]);
+            found.expand(replacement, &mut out);
+            end = whole.end();
+            if out.len() > MAX_TEXT {
+                return Err(too_long());
+            }
+        }
+        out.push_str(&value[end..]);
+        return Ok(out);
     }
     Ok(regex.replace(value, regex::NoExpand(replacement)).into_owned())
 }

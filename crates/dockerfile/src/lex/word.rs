@@ -6,6 +6,9 @@ use super::glob::{self, Cut};
 
 /// Deepest nesting of `${a:-${b:-…}}`; real files need two or three.
 const MAX_DEPTH: usize = 64;
+/// Most bytes that the variables of one text may come to, those in nested words counted again: a value that is made
+/// of itself doubles with each line, and would take all memory in a few dozen.
+pub const MAX_TEXT: usize = 1 << 20;
 
 /// Where values of variables come from.
 pub trait Vars {
@@ -84,6 +87,7 @@ impl WordLexer {
             at: 0,
             raw_escapes: self.raw_escapes,
             depth: 0,
+            spent: 0,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         };
@@ -101,6 +105,8 @@ struct Scan<'a> {
     at: usize,
     raw_escapes: bool,
     depth: usize,
+    /// Bytes of values so far.
+    spent: usize,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
 }
@@ -165,7 +171,7 @@ impl Scan<'_> {
             }
             match c {
                 '$' => {
-                    let value = self.dollar()?;
+                    let value = self.value()?;
                     words.split_text(&value);
                     text.push_str(&value);
                 }
@@ -248,7 +254,7 @@ impl Scan<'_> {
                     self.at += 1;
                     break;
                 }
-                Some('$') => out.push_str(&self.dollar()?),
+                Some('$') => out.push_str(&self.value()?),
                 Some(c) if c == self.lexer.escape => {
                     self.at += 1;
                     if self.raw_escapes {
@@ -298,6 +304,16 @@ impl Scan<'_> {
         let seen = if value.is_some() { &mut self.matched } else { &mut self.unmatched };
         seen.insert(name.to_owned());
         value
+    }
+
+    /// Reads one use of a variable.
+    fn value(&mut self) -> Result<String, String> {
+        let value = self.dollar()?;
+        self.spent = self.spent.saturating_add(value.len());
+        if self.spent > MAX_TEXT {
+            return Err(too_long());
+        }
+        Ok(value)
     }
 
     fn dollar(&mut self) -> Result<String, String> {
@@ -389,6 +405,11 @@ impl Scan<'_> {
             value => glob::replace(&value.unwrap_or_default(), &pattern, &replacement, all),
         }
     }
+}
+
+/// What is said of a text whose variables come to more than [`MAX_TEXT`].
+pub(super) fn too_long() -> String {
+    format!("the text is longer than {} MiB once its variables are replaced", MAX_TEXT >> 20)
 }
 
 #[cfg(test)]

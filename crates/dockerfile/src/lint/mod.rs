@@ -186,6 +186,12 @@ impl Linter {
         self.warnings.push(warning);
     }
 
+    /// Returns the name that a misspelt one could stand for. In a file with very many findings nobody reads the hints,
+    /// and comparing all names with all others would take long.
+    pub fn nearest<'n>(&self, name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+        if self.warnings.len() > 200 { None } else { kiln_stdx::suggest::nearest(name, known) }
+    }
+
     /// Returns the error that findings are when `error=true` is set.
     pub fn error(&self) -> Option<Diagnostic> {
         if !self.config.error || self.warnings.is_empty() {

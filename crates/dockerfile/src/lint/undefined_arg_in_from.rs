@@ -22,7 +22,7 @@ pub(crate) fn check(
     linter: &mut super::Linter,
 ) {
     for name in unmatched.difference(known) {
-        let nearest = kiln_stdx::suggest::nearest(name, known.iter().map(String::as_str));
+        let nearest = linter.nearest(name, known.iter().map(String::as_str));
         let hint = nearest.map(|n| format!(" (did you mean {n}?)")).unwrap_or_default();
         let message = format!("FROM argument '{name}' is not declared{hint}");
         linter.warn(&RULE, &stage.comments, Some(stage.lines), message);

@@ -13,8 +13,13 @@ pub const RULE: Rule = Rule {
     good: "FROM scratch\nARG DESTINATION=/srv\nCOPY app $DESTINATION/\n",
 };
 
-pub(crate) fn check(instruction: &crate::ast::Instruction, name: &str, known: &[String], linter: &mut super::Linter) {
-    let nearest = kiln_stdx::suggest::nearest(name, known.iter().map(String::as_str)).filter(|n| *n != name);
+pub(crate) fn check(
+    instruction: &crate::ast::Instruction,
+    name: &str,
+    known: &kiln_llb::builder::EnvList,
+    linter: &mut super::Linter,
+) {
+    let nearest = linter.nearest(name, known.iter().map(|(k, _)| k)).filter(|n| *n != name);
     let hint = nearest.map(|n| format!(" (did you mean ${n}?)")).unwrap_or_default();
     let message = format!("Usage of undefined variable '${name}'{hint}");
     linter.warn(&RULE, &instruction.comments, Some(instruction.lines), message);

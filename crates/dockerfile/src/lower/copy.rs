@@ -149,7 +149,7 @@ impl Lowering<'_> {
     fn group_id(&self, stage: &Stage, command: &Command) -> String {
         let text = format!(
             "{}\0{}\0{}\0{}",
-            String::from_utf8_lossy(&self.file.source.data),
+            self.digest.hex(),
             crate::names::format_platform(&stage.platform),
             stage.id,
             command.instruction.lines.first

@@ -20,6 +20,8 @@ impl Lowering<'_> {
             let port = Port::parse(word)?;
             lint::expose_proto_casing::check(instruction, word, &port.protocol, &mut self.linter);
             lint::expose_format::check(instruction, word, port.mapped, &mut self.linter);
+            // A range of all ports takes as much as a hundred ordinary lines.
+            self.spend((usize::from(port.last - port.first) + 1) * 64)?;
             for number in port.first..=port.last {
                 shown.push(format!("{number}/{}", port.protocol.to_lowercase()));
             }

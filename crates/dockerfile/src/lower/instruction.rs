@@ -4,7 +4,7 @@ use super::Lowering;
 use super::stage::Stage;
 use crate::ast::{Add, Copy, Instruction, Kind, Pair, Transfer};
 use crate::diag::{Fault, Outcome};
-use crate::lex::{Expansion, Vars, WordLexer};
+use crate::lex::{Expansion, WordLexer};
 use crate::lint;
 use crate::scope;
 use crate::stage::Command;
@@ -29,8 +29,7 @@ impl Lowering<'_> {
             Kind::Run(run) => self.run_command(stage, command, run),
             Kind::Workdir(path) => {
                 let path = self.expand(stage, instruction, path)?;
-                self.workdir(stage, command, &path);
-                Ok(())
+                self.workdir(stage, command, &path)
             }
             Kind::Arg(args) => self.arg(stage, instruction, args),
             Kind::Env(pairs) => {
@@ -101,15 +100,15 @@ impl Lowering<'_> {
         text: &str,
     ) -> Outcome<Expansion> {
         let expansion = lexer.expand(text, &stage.env).map_err(|e| Fault::new(e).word(text))?;
+        self.spend(expansion.text.len())?;
         self.report_undefined(stage, instruction, &expansion);
         Ok(expansion)
     }
 
     fn report_undefined(&mut self, stage: &Stage, instruction: &Instruction, expansion: &Expansion) {
         for name in &expansion.unmatched {
-            let declared = stage.build_args.iter().any(|(k, _)| k == name);
-            if !declared && !scope::NOT_ENV.contains(&name.as_str()) {
-                lint::undefined_var::check(instruction, name, &stage.env.names(), &mut self.linter);
+            if !stage.build_args.has(name) && !scope::NOT_ENV.contains(&name.as_str()) {
+                lint::undefined_var::check(instruction, name, &stage.env, &mut self.linter);
             }
         }
     }

@@ -41,20 +41,22 @@ impl Lowering<'_> {
             if from_above {
                 self.used_args.insert(arg.name.clone());
             } else {
-                self.outline.args.retain(|info| info.name != arg.name);
-                self.outline.args.push(ArgInfo {
+                let info = ArgInfo {
                     name: arg.name.clone(),
                     description: arg.description.clone(),
                     value: value.clone(),
                     lines: instruction.lines,
                     made_of: std::collections::BTreeSet::new(),
-                });
+                };
+                // The last declaration counts.
+                self.args.insert(arg.name.clone(), (self.arg_count, info));
+                self.arg_count += 1;
             }
             texts.push(match &value {
                 Some(value) => format!("{}={value}", arg.name),
                 None => arg.name.clone(),
             });
-            stage.build_args.push((arg.name.clone(), value));
+            stage.build_args.add(&arg.name, value);
         }
         stage.history(format!("ARG {}", texts.join(" ")), false, self.plan.epoch);
         Ok(())
@@ -67,7 +69,7 @@ impl Lowering<'_> {
             lint::secrets::check(instruction, "ENV", &pair.key, &mut self.linter);
             text.push_str(&format!(" {}={}", pair.key, pair.value));
             stage.env.set(pair.key.clone(), pair.value.clone());
-            image::set_env(&mut stage.image.config.env, &pair.key, &pair.value);
+            image::set_env(&mut stage.image.config.env, &mut stage.env_places, &pair.key, &pair.value);
         }
         stage.history(text, false, self.plan.epoch);
     }
@@ -160,7 +162,7 @@ impl Lowering<'_> {
         stage.history(text, false, self.plan.epoch);
     }
 
-    pub(super) fn workdir(&mut self, stage: &mut Stage, command: &Command, path: &str) {
+    pub(super) fn workdir(&mut self, stage: &mut Stage, command: &Command, path: &str) -> Outcome<()> {
         let instruction = &command.instruction;
         if !stage.workdir_set && !path.starts_with('/') {
             lint::workdir_relative::check(instruction, path, &mut self.linter);
@@ -168,6 +170,13 @@ impl Lowering<'_> {
         stage.workdir_set = true;
         self.change_dir(stage, path);
         let dir = stage.cwd.clone();
+        if dir.len() > kiln_stdx::limits::PATH {
+            let most = kiln_stdx::limits::PATH;
+            return Err(Fault::new(format!(
+                "the working directory is longer than {most} bytes, which no step can have"
+            )));
+        }
+        self.spend(dir.len())?;
         if dir != "/" {
             let user = stage.image.config.user.as_str();
             let options = MkdirOptions {
@@ -184,5 +193,6 @@ impl Lowering<'_> {
             stage.output = self.builder.file(stage.output, actions, meta);
         }
         stage.history(format!("WORKDIR {dir}"), dir != "/", self.plan.epoch);
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! From plan to build graph and image config.
 
 mod copy;
+mod declared;
 mod expose;
 mod instruction;
 mod metadata;
@@ -30,6 +31,9 @@ use stage::Stage;
 
 /// Errors after which the rest is not looked at.
 const FAULTS: usize = 20;
+/// Most bytes that a file may come to: variables of every step, values, history. Real files come to some hundred
+/// thousand; what goes far beyond grows with the square of its lines.
+const WORK: usize = 64 << 20;
 
 /// A compiled build of one platform.
 #[derive(Debug, Clone)]
@@ -122,6 +126,15 @@ pub(crate) struct Lowering<'a> {
     faults: Vec<Fault>,
     /// Global arguments that stages take up.
     used_args: BTreeSet<String>,
+    /// Arguments of the stages by name, with the number of their declaration.
+    args: BTreeMap<String, (usize, scope::ArgInfo)>,
+    arg_count: usize,
+    /// The last stage that continues a node.
+    last_child: Vec<Option<NodeId>>,
+    /// Bytes so far, see [`WORK`].
+    work: usize,
+    /// Digest of the file.
+    digest: kiln_stdx::Digest,
 }
 
 impl<'a> Lowering<'a> {
@@ -165,7 +178,22 @@ impl<'a> Lowering<'a> {
             outline: Outline::default(),
             faults: Vec::new(),
             used_args: BTreeSet::new(),
+            args: BTreeMap::new(),
+            arg_count: 0,
+            last_child: last_children(plan),
+            work: 0,
+            digest: kiln_stdx::Digest::of(&file.source.data),
         })
+    }
+
+    /// Notes that the result grows by so many bytes.
+    fn spend(&mut self, bytes: usize) -> Outcome<()> {
+        self.work = self.work.saturating_add(bytes);
+        if self.work > WORK {
+            return Err(Fault::new(format!("the file comes to more than {} MiB of values and variables", WORK >> 20))
+                .hint("put what is set line by line into a file, and read it where it is needed"));
+        }
+        Ok(())
     }
 
     /// Lowers sources first, then stages in the order of the file.
@@ -281,18 +309,22 @@ impl<'a> Lowering<'a> {
         for &id in &self.plan.reachable {
             open.extend(self.plan.graph.nodes[id].used_args.iter().cloned());
         }
+        let infos: BTreeMap<&str, &scope::ArgInfo> =
+            self.plan.global_infos.iter().map(|i| (i.name.as_str(), i)).collect();
         let mut seen = BTreeSet::new();
         while let Some(name) = open.pop() {
             if !seen.insert(name.clone()) {
                 continue;
             }
-            let Some(info) = self.plan.global_infos.iter().find(|i| i.name == name) else { continue };
+            let Some(&info) = infos.get(name.as_str()) else { continue };
             open.extend(info.made_of.iter().cloned());
-            if !self.outline.args.iter().any(|a| a.name == name) {
-                self.outline.args.push(info.clone());
-            }
+            let next = self.arg_count;
+            self.arg_count += 1;
+            self.args.entry(name).or_insert_with(|| (next, info.clone()));
         }
-        self.outline.args.sort_by_key(|a| a.lines.first);
+        let mut args: Vec<_> = std::mem::take(&mut self.args).into_values().collect();
+        args.sort_by_key(|(number, info)| (info.lines.first, *number));
+        self.outline.args = args.into_iter().map(|(_, info)| info).collect();
     }
 
     /// Applies labels and the platform that was asked for.
@@ -343,6 +375,17 @@ impl<'a> Lowering<'a> {
         let head = context.ops.len().checked_sub(2).and_then(|i| context.ops.get(i));
         head.is_some_and(|op| definition.ops.contains(op))
     }
+}
+
+/// Returns for every node the last one that continues it and is lowered.
+fn last_children(plan: &Plan) -> Vec<Option<NodeId>> {
+    let mut out = vec![None; plan.graph.nodes.len()];
+    for &id in &plan.reachable {
+        if let Some(slot) = plan.graph.nodes[id].parent.and_then(|p| out.get_mut(p)) {
+            *slot = Some(id);
+        }
+    }
+    out
 }
 
 /// Makes a path absolute and clean.

@@ -48,6 +48,8 @@ impl Lowering<'_> {
             .ignore_cache(self.plan.graph.nodes[stage.id].no_cache)
             .location(self.map, instruction.lines.ranges());
         meta.linux_resources.clone_from(&self.options.linux_resources);
+        // Each step carries all variables, and each line of history all arguments.
+        self.spend(stage.env.bytes().saturating_add(stage.build_args.bytes()))?;
         let outputs = self.builder.exec(exec, meta).map_err(|e| Fault::new(e.to_string()))?;
         stage.output = outputs.root();
         let text = history_text(stage, &line.args);
@@ -135,19 +137,7 @@ impl Lowering<'_> {
 
 /// Returns the line of history: declared arguments first, then the words.
 fn history_text(stage: &Stage, args: &[String]) -> String {
-    let mut declared: Vec<(String, String)> = Vec::new();
-    for (name, value) in &stage.build_args {
-        let value = stage.env.value(name).or_else(|| value.clone()).unwrap_or_default();
-        match declared.iter_mut().find(|(k, _)| k == name) {
-            Some(slot) => slot.1 = value,
-            None => declared.push((name.clone(), value)),
-        }
-    }
-    let mut words = Vec::new();
-    if !declared.is_empty() {
-        words.push(format!("|{}", declared.len()));
-        words.extend(declared.into_iter().map(|(k, v)| format!("{k}={v}")));
-    }
+    let mut words = stage.build_args.words(&stage.env);
     words.extend(args.iter().cloned());
     format!("RUN {} # buildkit", words.join(" "))
 }

@@ -1,10 +1,13 @@
 //! One stage: its base, its variables, its instructions in order.
 
+use std::collections::HashMap;
+
 use kiln_llb::builder::{EnvList, ImageOptions, Meta, Output};
 use kiln_llb::op::NetMode;
 use kiln_oci::{ImageConfig, Platform};
 
 use super::Lowering;
+use super::declared::Declared;
 use crate::diag::{Fault, Outcome};
 use crate::image;
 use crate::lex::{NoVars, Vars};
@@ -20,14 +23,15 @@ pub(crate) struct Stage {
     pub id: NodeId,
     pub output: Output,
     pub env: EnvList,
+    /// Where a variable is in the image's list.
+    pub env_places: HashMap<String, usize>,
     pub cwd: String,
     pub user: String,
     pub platform: Platform,
     pub network: NetMode,
     pub image: ImageConfig,
     pub base_image: Option<ImageConfig>,
-    /// Declared arguments in order, with their values.
-    pub build_args: Vec<(String, Option<String>)>,
+    pub build_args: Declared,
     /// How many numbered steps there were.
     pub step: usize,
     pub workdir_set: bool,
@@ -50,7 +54,8 @@ impl Stage {
             user: String::new(),
             network: NetMode::Unset,
             base_image: None,
-            build_args: Vec::new(),
+            build_args: Declared::default(),
+            env_places: HashMap::new(),
             step: 0,
             workdir_set: false,
             cmd: None,
@@ -62,10 +67,9 @@ impl Stage {
     }
 
     /// Returns a stage that continues this one.
-    fn continued(&self, id: NodeId) -> Self {
-        let mut image = self.image.clone();
+    fn continued(mut self, id: NodeId) -> Self {
         // Deferred instructions are run by the child, and not handed on.
-        image.config.on_build.clear();
+        self.image.config.on_build.clear();
         Self {
             step: 0,
             cmd: None,
@@ -74,9 +78,25 @@ impl Stage {
             scan_context: false,
             scan_stage: false,
             id,
-            image,
-            ..self.clone()
+            ..self
         }
+    }
+
+    /// Returns the stage for its last child, and leaves what others may still ask of it: its files and its scans.
+    fn taken(&mut self) -> Self {
+        let rest = Self {
+            output: self.output,
+            platform: self.platform.clone(),
+            scan_context: self.scan_context,
+            scan_stage: self.scan_stage,
+            ..Self::new(self.id, self.output, Platform::default(), ImageConfig::default())
+        };
+        std::mem::replace(self, rest)
+    }
+
+    /// Returns about how many bytes a copy of it has.
+    fn bytes(&self) -> usize {
+        self.image.history.iter().map(|h| h.created_by.len() + 64).sum::<usize>() + self.build_args.bytes()
     }
 
     /// Adds a line of history.
@@ -140,11 +160,21 @@ impl Lowering<'_> {
                 stage.image.config.on_build.clear();
                 stage
             }
-            Some(parent) => match &self.stages[parent] {
-                Some(done) => done.continued(id),
-                None => return Err(Fault::new(format!("stage {} is not lowered", node.base_name))),
-            },
+            Some(parent) => {
+                let last = self.last_child[parent] == Some(id) && parent != plan.target;
+                let Some(done) = &mut self.stages[parent] else {
+                    return Err(Fault::new(format!("stage {} is not lowered", node.base_name)));
+                };
+                if last {
+                    done.taken().continued(id)
+                } else {
+                    let copy = done.clone();
+                    self.spend(copy.bytes())?;
+                    copy.continued(id)
+                }
+            }
         };
+        self.spend(stage.env.bytes())?;
         self.start(&mut stage);
         for command in &node.commands {
             if let Err(fault) = self.command(&mut stage, command) {
@@ -156,8 +186,8 @@ impl Lowering<'_> {
             }
         }
         for (name, slot) in scope::NOT_ENV.into_iter().zip([&mut stage.scan_context, &mut stage.scan_stage]) {
-            let declared = stage.build_args.iter().rev().find(|(k, v)| k == name && v.is_some());
-            let value = declared.and_then(|(_, v)| v.clone()).or_else(|| plan.globals.value(name));
+            let declared = stage.build_args.value(name).map(str::to_owned);
+            let value = declared.or_else(|| plan.globals.value(name));
             *slot = value.is_some_and(|v| scope::enabled_for(&node.display, &v));
         }
         self.stages[id] = Some(stage);
@@ -168,9 +198,20 @@ impl Lowering<'_> {
     fn start(&mut self, stage: &mut Stage) {
         let os = stage.platform.os.clone();
         image::ensure_path(&mut stage.image, &os);
-        for text in &stage.image.config.env {
-            let (name, value) = split_env(text);
-            stage.env.set(name, value);
+        for (at, text) in stage.image.config.env.iter().enumerate() {
+            stage.env_places.entry(text.split('=').next().unwrap_or_default().to_owned()).or_insert(at);
+        }
+        // They come last; in most stages that continue another they are there already.
+        let list = &stage.image.config.env;
+        let there = stage.env.iter().count() >= list.len()
+            && stage.env.iter().rev().zip(list.iter().rev()).all(|((name, value), text)| {
+                text.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) == Some(value)
+            });
+        if !there {
+            for text in list {
+                let (name, value) = split_env(text);
+                stage.env.set(name, value);
+            }
         }
         let dir = stage.image.config.working_dir.clone();
         if !dir.is_empty() {

@@ -14,7 +14,7 @@ pub struct Exec {
     pub root: Output,
     pub root_readonly: bool,
     pub args: Vec<String>,
-    pub env: EnvList,
+    pub env: super::EnvList,
     pub cwd: String,
     pub user: String,
     pub hostname: String,
@@ -39,7 +39,7 @@ impl Exec {
             args,
             cwd: "/".into(),
             root_readonly: false,
-            env: EnvList::default(),
+            env: super::EnvList::default(),
             user: String::new(),
             hostname: String::new(),
             cgroup_parent: String::new(),
@@ -54,49 +54,6 @@ impl Exec {
             ssh: Vec::new(),
             devices: Vec::new(),
         }
-    }
-}
-
-/// Environment variables in the order they were last set.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EnvList(Vec<(String, String)>);
-
-impl EnvList {
-    /// Sets a variable; one that was set before moves to the end.
-    pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
-        let key = key.into();
-        self.0.retain(|(k, _)| *k != key);
-        self.0.push((key, value.into()));
-    }
-
-    /// Removes a variable.
-    pub fn remove(&mut self, key: &str) {
-        self.0.retain(|(k, _)| k != key);
-    }
-
-    /// Returns the value of a variable.
-    pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
-    }
-
-    /// Returns the variables in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
-    }
-
-    /// Returns `KEY=value` texts in order.
-    pub fn to_vec(&self) -> Vec<String> {
-        self.0.iter().map(|(k, v)| format!("{k}={v}")).collect()
-    }
-}
-
-impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for EnvList {
-    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
-        let mut list = Self::default();
-        for (key, value) in pairs {
-            list.set(key, value);
-        }
-        list
     }
 }
 

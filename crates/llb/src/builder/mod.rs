@@ -6,6 +6,7 @@
 
 mod assemble;
 mod encode;
+mod env;
 mod exec;
 mod file;
 mod meta;
@@ -17,7 +18,8 @@ use bytes::Bytes;
 use kiln_oci::Platform;
 use kiln_stdx::Digest;
 
-pub use exec::{CacheMount, EnvList, Exec, ExecMount, ExecOutputs, MountSource, SecretSpec, SshSpec};
+pub use env::EnvList;
+pub use exec::{CacheMount, Exec, ExecMount, ExecOutputs, MountSource, SecretSpec, SshSpec};
 pub use file::{CopyOptions, FileActions, FileOptions, MkdirOptions, NameOrId, OwnerSpec, RmOptions};
 pub use meta::{Meta, SourceMap, SourceMapId, range};
 pub use source::{GitOptions, HttpOptions, ImageOptions, LocalOptions, OciLayoutOptions, ResolveMode};

@@ -41,7 +41,8 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
                 spec.env.push((wanted.name.clone(), text));
                 secrets.push(value);
             }
-            None if wanted.optional => {}
+            // The variable is there all the same, as with other builders.
+            None if wanted.optional => spec.env.push((wanted.name.clone(), String::new())),
             None => return Err(EngineError::user(format!("secret {}: not found", wanted.id))),
         }
     }

@@ -95,14 +95,18 @@ impl<'a> CopyRun<'a> {
     fn one(&mut self, source: &[u8], builder: &mut LayerBuilder<'_>) -> Result<(), EngineError> {
         let resolved = self.resolve(source)?;
         let tree = self.tree.clone();
-        let Some(node) = tree.get(&resolved) else { return Ok(()) };
+        let Some(node) = tree.get(&resolved) else {
+            // Nothing at all: what it would be copied into is made nevertheless.
+            let target = self.target(source, true, builder)?;
+            if self.copy.dir_contents_only && !target.is_empty() && builder.lookup(&target).is_none() {
+                builder.mkdir_all(&target, &self.new_dir())?;
+            }
+            return Ok(());
+        };
         let is_dir = node.entry.is_dir();
         let target = self.target(source, is_dir, builder)?;
         if !is_dir {
-            let name = pattern::base(source);
-            if !self.filter.is_trivial() && !self.filter.wants(source) && !self.filter.wants(name) {
-                return Ok(());
-            }
+            // Patterns are about what lies below a source, not about the source itself.
             if builder.lookup(&target).is_some_and(Entry::is_dir) && !self.copy.always_replace {
                 let shown = String::from_utf8_lossy(&target);
                 return Err(EngineError::user(format!("cannot copy a file over the directory /{shown}")));
@@ -206,7 +210,19 @@ impl<'a> CopyRun<'a> {
             }
             self.place(node, &join(target, relative), builder)?;
         }
-        Ok(())
+        self.date_top(top, target, builder)
+    }
+
+    /// Gives the directory that received a directory's content the time of that one, even if it was there before.
+    fn date_top(&self, top: Node<'_>, target: &[u8], builder: &mut LayerBuilder<'_>) -> Result<(), EngineError> {
+        // The top of a whole tree has no time of its own.
+        if target.is_empty() || top.entry.path.is_empty() {
+            return Ok(());
+        }
+        let Some(there) = builder.lookup(target).filter(|e| e.is_dir()) else { return Ok(()) };
+        let mtime = self.copy.timestamp.map_or(top.entry.mtime, |t| time(Some(t), self.now));
+        let meta = FileMeta { mtime, ..FileMeta::of(there) };
+        Ok(builder.mkdir(target, &meta)?)
     }
 
     fn make_top(&mut self, top: Node<'_>, target: &[u8], builder: &mut LayerBuilder<'_>) -> Result<(), EngineError> {

@@ -159,7 +159,8 @@ pub(crate) fn layers(
             diff_id: *diff_id,
             chain_id,
             origin: image.locator.clone(),
-            description: format!("pulled from {name}"),
+            // Images say so in their history, where the scheme is nobody's business.
+            description: format!("pulled from {}", name.split_once("://").map_or(name, |(_, name)| name)),
             created: told.next().and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
             record_type: RecordType::Regular,
             chain: layers.iter().map(Layer::id).collect(),

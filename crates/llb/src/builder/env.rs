@@ -1,0 +1,104 @@
+//! Variables of a process.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// Variables in the order in which they were set last.
+///
+/// Copies are cheap and share what they have in common until one of them is changed: each step of a file has the
+/// variables of the one above it.
+#[derive(Debug, Clone, Default)]
+pub struct EnvList(Arc<Inner>);
+
+#[derive(Debug, Clone, Default)]
+struct Inner {
+    /// By the number of the change that set it.
+    entries: BTreeMap<u64, (String, String)>,
+    places: HashMap<String, u64>,
+    next: u64,
+    bytes: usize,
+}
+
+impl Inner {
+    fn remove(&mut self, key: &str) {
+        if let Some((key, value)) = self.places.remove(key).and_then(|place| self.entries.remove(&place)) {
+            self.bytes -= key.len() + value.len();
+        }
+    }
+}
+
+impl EnvList {
+    /// Sets a variable; one that was set before moves to the end.
+    pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        let (key, value) = (key.into(), value.into());
+        let inner = Arc::make_mut(&mut self.0);
+        inner.remove(&key);
+        inner.bytes += key.len() + value.len();
+        inner.places.insert(key.clone(), inner.next);
+        inner.entries.insert(inner.next, (key, value));
+        inner.next += 1;
+    }
+
+    /// Removes a variable.
+    pub fn remove(&mut self, key: &str) {
+        if self.0.places.contains_key(key) {
+            Arc::make_mut(&mut self.0).remove(key);
+        }
+    }
+
+    /// Returns the value of a variable.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let place = self.0.places.get(key)?;
+        self.0.entries.get(place).map(|(_, value)| value.as_str())
+    }
+
+    /// Returns the variables in order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &str)> {
+        self.0.entries.values().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    /// Returns `KEY=value` texts in order.
+    pub fn to_vec(&self) -> Vec<String> {
+        self.iter().map(|(k, v)| format!("{k}={v}")).collect()
+    }
+
+    /// Returns how many bytes names and values have together.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+}
+
+impl PartialEq for EnvList {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for EnvList {}
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for EnvList {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        let mut list = Self::default();
+        for (key, value) in pairs {
+            list.set(key, value);
+        }
+        list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::EnvList;
+
+    #[test]
+    fn the_last_value_is_at_the_end() {
+        let mut list: EnvList = [("a", "1"), ("b", "22"), ("a", "3")].into_iter().collect();
+        assert_eq!(list.to_vec(), ["b=22", "a=3"]);
+        let before = list.clone();
+        list.remove("b");
+        list.remove("missing");
+        assert_eq!((list.to_vec(), list.bytes(), list.get("b")), (vec!["a=3".to_owned()], 2, None));
+        assert_eq!((before.bytes(), before.get("b")), (5, Some("22")));
+        assert_ne!(before, list);
+    }
+}
