@@ -104,7 +104,7 @@ fn files(out: &mut String, base: &BTreeMap<Vec<u8>, File>, root: &BTreeMap<Vec<u
 
 /// Tells whether a file is as in the base. Directories have the time of whatever was last done in them.
 fn same(base: &File, file: &File) -> bool {
-    if base.kind == b'5' && file.mtime >= PAST {
+    if base.kind == b'5' {
         return *base == File { mtime: base.mtime, ..file.clone() };
     }
     base == file

@@ -189,7 +189,7 @@ impl Linter {
     /// Returns the name that a misspelt one could stand for. In a file with very many findings nobody reads the hints,
     /// and comparing all names with all others would take long.
     pub fn nearest<'n>(&self, name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-        if self.warnings.len() > 200 { None } else { kiln_stdx::suggest::nearest(name, known) }
+        if self.warnings.len() > 40 { None } else { kiln_stdx::suggest::nearest(name, known) }
     }
 
     /// Returns the error that findings are when `error=true` is set.

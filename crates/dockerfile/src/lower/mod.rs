@@ -34,6 +34,8 @@ const FAULTS: usize = 20;
 /// Most bytes that a file may come to: variables of every step, values, history. Real files come to some hundred
 /// thousand; what goes far beyond grows with the square of its lines.
 const WORK: usize = 64 << 20;
+/// What a variable of a step takes beside its text, in bytes.
+const VARIABLE: usize = 64;
 
 /// A compiled build of one platform.
 #[derive(Debug, Clone)]
@@ -194,6 +196,11 @@ impl<'a> Lowering<'a> {
                 .hint("put what is set line by line into a file, and read it where it is needed"));
         }
         Ok(())
+    }
+
+    /// Notes that the result has all these variables once more; each takes more than its text.
+    fn spend_env(&mut self, env: &kiln_llb::builder::EnvList) -> Outcome<()> {
+        self.spend(env.bytes().saturating_add(env.len().saturating_mul(VARIABLE)))
     }
 
     /// Lowers sources first, then stages in the order of the file.

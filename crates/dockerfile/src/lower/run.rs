@@ -49,7 +49,8 @@ impl Lowering<'_> {
             .location(self.map, instruction.lines.ranges());
         meta.linux_resources.clone_from(&self.options.linux_resources);
         // Each step carries all variables, and each line of history all arguments.
-        self.spend(stage.env.bytes().saturating_add(stage.build_args.bytes()))?;
+        self.spend_env(&stage.env)?;
+        self.spend(stage.build_args.bytes())?;
         let outputs = self.builder.exec(exec, meta).map_err(|e| Fault::new(e.to_string()))?;
         stage.output = outputs.root();
         let text = history_text(stage, &line.args);

@@ -174,7 +174,7 @@ impl Lowering<'_> {
                 }
             }
         };
-        self.spend(stage.env.bytes())?;
+        self.spend_env(&stage.env)?;
         self.start(&mut stage);
         for command in &node.commands {
             if let Err(fault) = self.command(&mut stage, command) {
@@ -203,7 +203,7 @@ impl Lowering<'_> {
         }
         // They come last; in most stages that continue another they are there already.
         let list = &stage.image.config.env;
-        let there = stage.env.iter().count() >= list.len()
+        let there = stage.env.len() >= list.len()
             && stage.env.iter().rev().zip(list.iter().rev()).all(|((name, value), text)| {
                 text.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) == Some(value)
             });

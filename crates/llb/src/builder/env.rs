@@ -66,6 +66,16 @@ impl EnvList {
     pub fn bytes(&self) -> usize {
         self.0.bytes
     }
+
+    /// Returns how many variables there are.
+    pub fn len(&self) -> usize {
+        self.0.entries.len()
+    }
+
+    /// Tells whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.entries.is_empty()
+    }
 }
 
 impl PartialEq for EnvList {
