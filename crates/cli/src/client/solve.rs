@@ -19,7 +19,7 @@ use crate::launch::Engine;
 use crate::progress::Feed;
 
 /// How long the status stream may go on without news after the solve has ended.
-pub(super) const STATUS_END: Duration = Duration::from_secs(5);
+const STATUS_END: Duration = Duration::from_secs(5);
 /// How long a cancelled build may take to tell of its end.
 const CANCEL_END: Duration = Duration::from_secs(2);
 
@@ -99,14 +99,14 @@ impl Solve<'_> {
 }
 
 /// Waits for the end of the status stream; a stream that says nothing more is given up.
-pub(super) async fn end_of(mut watcher: JoinHandle<()>, patience: Duration) {
+async fn end_of(mut watcher: JoinHandle<()>, patience: Duration) {
     if timeout(patience, &mut watcher).await.is_err() {
         watcher.abort();
     }
 }
 
 /// Passes the status stream on to the display, with the reasons of steps where `why` says so.
-pub(super) fn watch(engine: &Engine, reference: &str, feed: Feed, why: bool) -> JoinHandle<()> {
+fn watch(engine: &Engine, reference: &str, feed: Feed, why: bool) -> JoinHandle<()> {
     let (engine, reference) = (engine.clone(), reference.to_owned());
     tokio::spawn(async move {
         let watched = match why {

@@ -21,7 +21,6 @@ use crate::build::options::BuildOptions;
 use crate::build::question;
 use crate::build::request;
 use crate::build::result::{self, Response};
-use crate::client::ask::Ask;
 use crate::client::offer::Offer;
 use crate::client::solve::{Solve, Solved};
 use crate::env::Env;
@@ -93,11 +92,12 @@ async fn ask_engine(
     let offer = Offer::new(&options, &mut inputs, &caches, env)?;
     let request = request::build(&options, &inputs, offer.upload_url().as_deref(), Vec::new(), Vec::new())?;
     let (feed, outcome) = display::start(options.mode, &progress, "");
-    let ask = Ask { engine: &engine, request, offer, feed, dockerfile: inputs.dockerfile.clone() };
-    let answer = ask.run(&cancel).await;
+    let dockerfile = inputs.dockerfile.clone();
+    let ask = Solve { engine: &engine, request, offer, feed, dockerfile, asks: true, why: false };
+    let solved = ask.run(&cancel).await;
     // A display that does not end holds nothing back.
     let _ = tokio::time::timeout(DISPLAY_END, outcome).await;
-    answer
+    Ok(solved?.response.into_iter().map(|(name, value)| (name, value.into_bytes())).collect())
 }
 
 /// Removes an image id of an earlier build, so that it is not taken for this one's.
