@@ -118,7 +118,7 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
         tokio::spawn(collector.run(engine.clone(), stop.clone()));
     }
     ready(&mut config);
-    tokio::spawn(memory::give_back(engine.active()));
+    tokio::spawn(memory::give_back(engine.active(), engine.parts().store.clone()));
     notify("READY=1");
     let idle = idle(engine.clone(), connections, config.idle_timeout);
     let cut_off = async {

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kiln_llb::op::Sharing;
 use kiln_snapshot::Kind;
@@ -25,13 +25,14 @@ pub fn info(parent: &ImmutableRef, description: impl Into<String>, record_type: 
     }
 }
 
-/// Returns the directories to mount for `reference`, bottom first, after checking that they are there.
+/// Returns the chain whose directories to mount for `reference`, after checking that they are there. It is to be held as
+/// long as they are mounted.
 ///
 /// # Errors
 /// A layer is gone or damaged and could not be repaired.
-pub fn lowers(store: &Store, reference: &ImmutableRef) -> Result<Vec<PathBuf>, EngineError> {
+pub fn mountable(store: &Store, reference: &ImmutableRef) -> Result<ImmutableRef, EngineError> {
     store.check(reference)?;
-    Ok(reference.dirs())
+    Ok(reference.mountable()?)
 }
 
 /// Returns the layers of `whole` from `first` up in a form that can be put on other layers: a directory that hides all

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
@@ -13,6 +14,7 @@ use kiln_stdx::{Digest, DigestHasher};
 use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::Registry;
 use crate::credentials::{Anonymous, Credentials};
@@ -25,6 +27,9 @@ use crate::transport::{Body, Call, Target};
 
 /// Progress that makes up for earlier failures, in bytes.
 const PROGRESS: u64 = 64 << 10;
+/// Fewest bytes that have to come in the time in which something has to: whoever sends less, a byte now and then, would keep
+/// a build waiting for days.
+const LEAST: u64 = 4 << 10;
 const OPERATION: &str = "fetch blob";
 
 /// The bytes of one blob. The last piece is handed out only when length and digest are right.
@@ -131,7 +136,21 @@ struct Open {
     response: Response,
     /// Bytes to drop first: the server sent the blob from its start again.
     skip: u64,
+    /// Since when bytes are counted, and how many came.
+    window: (Instant, u64),
     _permit: OwnedSemaphorePermit,
+}
+
+impl Open {
+    /// Counts bytes that came, and tells whether those of the last while are too few.
+    fn is_slow(&mut self, count: usize, period: Duration) -> bool {
+        self.window.1 += count as u64;
+        if self.window.0.elapsed() < period {
+            return false;
+        }
+        let (_, came) = std::mem::replace(&mut self.window, (Instant::now(), 0));
+        came < LEAST
+    }
 }
 
 struct Download {
@@ -206,7 +225,7 @@ impl Download {
         };
         let response = self.registry.inner.send(&call).await?;
         let skip = self.starts_at(&response).map_err(|kind| call.error(kind))?;
-        Ok(Open { response, skip, _permit: permit })
+        Ok(Open { response, skip, window: (Instant::now(), 0), _permit: permit })
     }
 
     /// Returns how many bytes of this answer to drop.
@@ -235,6 +254,9 @@ impl Download {
             }
             let Some(open) = &mut self.open else { continue };
             match self.registry.inner.chunk(&mut open.response).await {
+                Ok(Some(chunk)) if open.is_slow(chunk.len(), self.registry.inner.config.timeouts.stall) => {
+                    self.broken(ErrorKind::Timeout("next to no data came")).await?;
+                }
                 Ok(Some(mut chunk)) => {
                     let drop = open.skip.min(chunk.len() as u64);
                     open.skip -= drop;

@@ -21,6 +21,7 @@ mod epoch;
 mod error;
 mod evicted;
 mod filter;
+mod flat;
 mod floor;
 mod images;
 mod layer;

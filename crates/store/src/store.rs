@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     pub layers: Mutex<LayerTable>,
     /// Held while a layer is looked up by its chain id and noted if it is new.
     pub pulls: Mutex<()>,
+    /// Held while a long chain is made shorter.
+    pub flattening: Mutex<()>,
     pub blobs: BlobTable,
     /// Digests of blobs on their way whose beginning somebody goes on with.
     pub partials: Mutex<std::collections::HashSet<kiln_stdx::Digest>>,
@@ -90,6 +92,15 @@ pub(crate) struct Inner {
     sweeping: Mutex<Option<JoinHandle<()>>>,
     /// Held as long as the store is open. The last field: everything else is closed before another may come in.
     _lock: [fs::File; 2],
+}
+
+impl Store {
+    /// Forgets what is only kept to save reading it again: for times when nobody needs it.
+    pub fn rest(&self) {
+        *self.0.manifests.lock() = Lru::new(MANIFEST_ENTRIES);
+        *self.0.trees.lock() = Lru::new(TREE_ENTRIES);
+        self.0.sums.clear();
+    }
 }
 
 /// The layers in memory.
@@ -125,6 +136,7 @@ impl Store {
             meta,
             layers: Mutex::default(),
             pulls: Mutex::default(),
+            flattening: Mutex::default(),
             blobs: Mutex::default(),
             partials: Mutex::default(),
             manifests: Mutex::new(Lru::new(MANIFEST_ENTRIES)),

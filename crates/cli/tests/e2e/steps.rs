@@ -113,3 +113,13 @@ fn deletions_become_whiteouts() {
     assert!(!root.contains_key(b"d/a".as_slice()) && !root.contains_key(b"d/sub".as_slice()));
     assert_eq!(root[b"d/new".as_slice()].content, b"4\n");
 }
+
+#[test]
+fn a_step_may_stand_on_more_layers_than_an_overlay_takes() {
+    let (env, base) = crate::env_with_base!();
+    let copies: String = (0..510).map(|i| format!("COPY a /many/f{i}\n")).collect();
+    let dockerfile = format!("FROM base\n{copies}RUN rm /many/f7 && ls /many | wc -l > /count\nRUN ls /many/f8\n");
+    env.context(&[("Dockerfile", &dockerfile), ("a", "a")]);
+    let (image, _) = env.build_image(&["--build-context", &base]);
+    assert_eq!(image.text("count").trim(), "509");
+}

@@ -66,10 +66,9 @@ impl SumCache {
     }
 
     /// Forgets what is in memory, as a new process does.
-    #[cfg(test)]
-    pub fn known_clear(&self) {
-        self.known.lock().clear();
-        self.files.lock().clear();
+    pub fn clear(&self) {
+        *self.known.lock() = HashMap::new();
+        *self.files.lock() = HashMap::new();
     }
 
     fn insert(&self, pairs: impl IntoIterator<Item = (SumKey, Digest)>) {

@@ -44,6 +44,8 @@ pub struct Prepared {
     outputs: Vec<(usize, Output)>,
     /// Dropped after the process is gone: directories that are written and thrown away, cache mounts, agent sockets.
     _discarded: Vec<LayerDraft>,
+    /// What is mounted.
+    _held: Vec<ImmutableRef>,
     _caches: Vec<CacheMount>,
     /// Cache mounts that this step has, by id and beginning: it may show one at several places.
     taken: Vec<((String, Option<String>), PathBuf)>,
@@ -87,6 +89,7 @@ impl Prepared {
             shm_size: None,
             outputs: Vec::new(),
             _discarded: Vec::new(),
+            _held: Vec::new(),
             _caches: Vec::new(),
             taken: Vec::new(),
             _sockets: Vec::new(),
@@ -139,19 +142,21 @@ impl Prepared {
         // Mount targets are made in the root before it becomes read-only for the process.
         let readonly = mount.readonly && !mount.is_root();
         let parent = reference.clone();
-        let (draft, view, active) = parts
+        let (draft, held, view, active) = parts
             .clone()
             .blocking(move || {
                 let draft = parts.store.draft_of_view()?;
-                let lowers = layers::lowers(&parts.store, &parent)?;
+                let held = layers::mountable(&parts.store, &parent)?;
+                let lowers = held.dirs();
                 if readonly {
                     let view = parts.snapshotter.view(&lowers, draft.scratch()?)?;
-                    return Ok((draft, Some(view), None));
+                    return Ok((draft, held, Some(view), None));
                 }
                 let active = parts.snapshotter.prepare(&lowers, draft.scratch()?)?;
-                Ok((draft, None, Some(active)))
+                Ok((draft, held, None, Some(active)))
             })
             .await?;
+        self._held.push(held);
         match (view, active) {
             (None, Some(active)) => {
                 let mut source = active.mount().clone();
