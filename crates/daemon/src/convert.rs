@@ -5,12 +5,13 @@ use std::time::SystemTime;
 
 use kiln_engine::error::Unsupported;
 use kiln_engine::policy::{Action, Condition, Constraint, MatchKind, Rule, SourcePolicy, Updates};
-use kiln_engine::{CacheSpec, EngineError, ExporterSpec, SolveRequest};
+use kiln_engine::{CacheSpec, EngineError, ExporterSpec, SolveRequest, wreck};
 use kiln_llb::{Definition, pb};
 use kiln_oci::Platform;
 use kiln_session::errdetail::{self, Detail};
 use kiln_session::proto::{control, policy};
 use kiln_stdx::ErrorClass;
+use prost::Message as _;
 use tonic::{Code, Status};
 
 /// Returns the status that tells a client of a failed build: text, place in the source, vertex.
@@ -38,7 +39,15 @@ pub fn status(error: &EngineError) -> Status {
     }
     if let Some(vertex) = &error.vertex {
         details.push(Detail::Vertex { digest: vertex.to_string() });
-        details.push(Detail::Solve { input_ids: Vec::new(), mount_ids: Vec::new(), subject: None });
+        let ids = error.further().and_then(|further| further.wreck_ids.clone()).unwrap_or_default();
+        // What cannot be read here was read before.
+        let op = pb::Op::decode(ids.op.as_ref()).ok().filter(|op| op.op.is_some()).map(Box::new);
+        let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let subject = ids.subject.map(|subject| match subject {
+            wreck::Subject::Action(n) => errdetail::Subject::File(number(n)),
+            wreck::Subject::Content(n) => errdetail::Subject::Cache(number(n)),
+        });
+        details.push(Detail::Solve { input_ids: ids.inputs, mount_ids: ids.mounts, op, subject });
     }
     // A hint is a line of the message: clients that know nothing of hints show it all the same.
     let text = match &error.hint {

@@ -23,6 +23,7 @@ use crate::parts::Parts;
 use crate::provenance::Scope;
 use crate::request::FrontendRequest;
 use crate::source::lazy;
+use crate::wreck::Piece;
 
 /// A result that may not have been built yet.
 #[derive(Clone)]
@@ -113,6 +114,8 @@ struct Inner {
     job: Job<ImmutableRef>,
     refs: Mutex<BTreeMap<String, Ref>>,
     containers: Containers,
+    /// What failed steps left, by name.
+    wrecks: Mutex<BTreeMap<String, Piece>>,
     /// The request that all others came of.
     root: Arc<Scope>,
     /// Names the steps of the build across builds; set by the frontend that knows what is built.
@@ -129,6 +132,7 @@ impl Bridge {
             job,
             refs: Mutex::default(),
             containers: Containers::default(),
+            wrecks: Mutex::default(),
             root: root.clone(),
             slots: Mutex::new(None),
         };
@@ -262,8 +266,26 @@ impl Bridge {
         reference.0.solved.get_or_try_init(|| build).await.map_err(|e| self.locate(e.into()))
     }
 
-    /// Adds to an error where the vertex that failed was written.
+    /// Returns the layers of a result of this build, or of what a failed step of it left, by name.
+    ///
+    /// # Errors
+    /// There is none of the name; it cannot be built or stored.
+    pub async fn result(&self, id: &str) -> Result<ImmutableRef, EngineError> {
+        let piece = self.0.wrecks.lock().get(id).cloned();
+        if let Some(piece) = piece {
+            return piece.layers().await;
+        }
+        let reference = self.reference(id).ok_or_else(|| EngineError::user(format!("no such ref: {id}")))?;
+        self.files(&reference).await
+    }
+
+    /// Adds to an error where the vertex that failed was written, and names for what it left.
     fn locate(&self, mut error: EngineError) -> EngineError {
+        if let Some(wreck) = error.further().and_then(|further| further.wreck.clone()) {
+            let (ids, pieces) = wreck.named();
+            self.0.wrecks.lock().extend(pieces);
+            error.further_mut().wreck_ids = Some(ids);
+        }
         if error.source_location.is_none()
             && let Some(vertex) = error.vertex
         {

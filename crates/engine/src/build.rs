@@ -35,6 +35,8 @@ pub struct BuildSettings {
     pub entitlements: Vec<String>,
     /// Size of `/dev/shm` in bytes for steps of this build.
     pub shm_size: Option<u64>,
+    /// Whether its client may look at what failed steps leave.
+    pub keeps_wrecks: bool,
 }
 
 /// How many vertices a build had and how they ended; for history.

@@ -119,10 +119,8 @@ impl Bridge {
             let base = match mount.result_id.as_str() {
                 "" => None,
                 id => {
-                    let reference =
-                        self.reference(id).ok_or_else(|| EngineError::user(format!("no such ref: {id}")))?;
+                    let layers = self.result(id).await?;
                     mount.input = Some(inputs.len());
-                    let layers = self.files(&reference).await?;
                     inputs.push(layers.clone());
                     Some(layers)
                 }

@@ -361,6 +361,7 @@ impl OpenBuild {
             session: request.session.clone(),
             entitlements: request.entitlements.clone(),
             shm_size: None,
+            keeps_wrecks: is_driven_by_client(request),
         };
         let policies = Policies::new(request.policies.clone(), request.policy_session.clone());
         let build = BuildContext::new(request.reference.clone(), settings, log.clone()).with_policies(policies);

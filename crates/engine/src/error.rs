@@ -4,6 +4,8 @@ use kiln_llb::pb;
 use kiln_solver::{LoadError, OpError, SolveError};
 use kiln_stdx::{Digest, ErrorClass};
 
+use crate::wreck::{Wreck, WreckIds};
+
 /// Why a build failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -33,6 +35,10 @@ pub struct Further {
     pub foreign: Vec<(String, Vec<u8>)>,
     /// What a caller asked of a frontend that it does not do.
     pub unsupported: Option<Unsupported>,
+    /// What the failed step leaves, for as long as this error is kept.
+    pub wreck: Option<std::sync::Arc<Wreck>>,
+    /// The names of that for the client.
+    pub wreck_ids: Option<WreckIds>,
 }
 
 /// What a frontend does not do.

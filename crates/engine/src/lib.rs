@@ -33,6 +33,7 @@ pub mod session;
 pub mod source;
 pub mod verify;
 pub mod why;
+pub mod wreck;
 
 pub use bridge::{Bridge, FrontendResult, Ref, ResultRefs};
 pub use engine::Engine;

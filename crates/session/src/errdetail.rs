@@ -33,7 +33,7 @@ pub enum Detail {
     /// Why a policy denied a source.
     Denied { messages: Vec<String> },
     /// Results that stay alive so that the failed step can be looked at.
-    Solve { input_ids: Vec<String>, mount_ids: Vec<String>, subject: Option<Subject> },
+    Solve { input_ids: Vec<String>, mount_ids: Vec<String>, op: Option<Box<pb::Op>>, subject: Option<Subject> },
 }
 
 /// What of an operation failed.
@@ -128,6 +128,8 @@ struct SolveJson {
     #[serde(rename = "mountIDs", skip_serializing_if = "Vec::is_empty")]
     mount_ids: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    op: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<IndexJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<IndexJson>,
@@ -214,13 +216,14 @@ impl Detail {
                 let list: Vec<_> = messages.iter().map(|m| serde_json::json!({ "message": m })).collect();
                 ("DecisionResponse", serde_json::to_vec(&serde_json::json!({ "action": DENY, "denyMessages": list })))
             }
-            Self::Solve { input_ids, mount_ids, subject } => {
+            Self::Solve { input_ids, mount_ids, op, subject } => {
                 let (file, cache) = match subject {
                     Some(Subject::File(i)) => (Some(IndexJson::new(*i)), None),
                     Some(Subject::Cache(i)) => (None, Some(IndexJson::new(*i))),
                     None => (None, None),
                 };
-                let json = SolveJson { input_ids: input_ids.clone(), mount_ids: mount_ids.clone(), file, cache };
+                let op = op.as_deref().and_then(|op| serde_json::to_value(op).ok()).map(without_wrappers);
+                let json = SolveJson { input_ids: input_ids.clone(), mount_ids: mount_ids.clone(), op, file, cache };
                 ("Solve", serde_json::to_vec(&json))
             }
         };
@@ -250,9 +253,30 @@ impl Detail {
                 },
                 input_ids: s.input_ids,
                 mount_ids: s.mount_ids,
+                // Whoever needs the operation has the definition.
+                op: None,
             }),
             _ => None,
         }
+    }
+}
+
+/// Makes protobuf's JSON of Go's: there a choice has no name of its own.
+fn without_wrappers(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::Object(fields) => {
+            let mut flat = serde_json::Map::new();
+            for (name, value) in fields {
+                match (name.as_str(), without_wrappers(value)) {
+                    ("Op" | "Action", Value::Object(chosen)) => flat.extend(chosen),
+                    (_, value) => drop(flat.insert(name, value)),
+                }
+            }
+            Value::Object(flat)
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(without_wrappers).collect()),
+        other => other,
     }
 }
 
@@ -341,7 +365,12 @@ mod tests {
             Detail::Frontend { name: "gateway.v0".into(), source: "x/y".into() },
             Detail::Subrequest { name: "lint".into() },
             Detail::CompatibilityFeature { version: 30, feature: "f".into() },
-            Detail::Solve { input_ids: vec!["i".into()], mount_ids: vec!["m".into()], subject: Some(Subject::File(2)) },
+            Detail::Solve {
+                input_ids: vec!["i".into()],
+                mount_ids: vec!["m".into()],
+                op: None,
+                subject: Some(Subject::File(2)),
+            },
         ];
         let status = to_status(Code::Unknown, "it broke", &list);
         assert_eq!(details(&status), list);

@@ -8,6 +8,7 @@ pub mod run;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use kiln_llb::op::ExecOp;
 use kiln_llb::{Op as LlbOp, Vertex, pb};
 use kiln_oci::Platform;
@@ -20,7 +21,8 @@ use crate::content;
 use crate::error::EngineError;
 use crate::keys::exec::{InputKey, digest, inputs};
 use crate::keys::file::Selector;
-use crate::parts::Parts;
+use crate::parts::{Parts, builds};
+use crate::wreck::{Subject, Wreck};
 
 /// A step that runs a process.
 pub struct Exec {
@@ -31,6 +33,8 @@ pub struct Exec {
     keys: Vec<InputKey>,
     resources: Option<pb::LinuxResources>,
     ignore_cache: bool,
+    /// The operation as it came.
+    raw: Bytes,
 }
 
 impl Exec {
@@ -57,6 +61,7 @@ impl Exec {
             platform,
             resources: vertex.metadata.linux_resources.clone(),
             ignore_cache: vertex.ignore_cache(),
+            raw: vertex.raw.clone(),
             parts,
         })
     }
@@ -76,7 +81,15 @@ impl Op<ImmutableRef> for Exec {
         result: &ImmutableRef,
     ) -> Result<Option<Digest>, OpError> {
         let Some(key) = self.keys.get(input) else { return Ok(None) };
-        Ok(Some(content::digest(&self.parts, cx, result, selectors(key)).await?))
+        let digest = content::digest(&self.parts, cx, result, selectors(key)).await;
+        Ok(Some(digest.map_err(|mut error| {
+            if builds(cx).iter().any(|build| build.settings.keeps_wrecks) {
+                let (command, came) = (self.op.meta.args.join(" "), vec![Some(result.clone())]);
+                let wreck = Wreck::new(self.parts.clone(), self.raw.clone(), command, came, Vec::new());
+                error.further_mut().wreck = Some(Arc::new(wreck.of(Subject::Content(input))));
+            }
+            error
+        })?))
     }
 
     async fn explain(

@@ -41,7 +41,8 @@ pub struct Prepared {
     pub secrets: Vec<Secret>,
     /// From a tmpfs at `/dev/shm`, which is how a size of it is asked for.
     pub shm_size: Option<u64>,
-    outputs: Vec<(usize, Output)>,
+    /// What becomes of mounts: the place of the mount, and of its output where it has one.
+    left: Vec<(usize, Option<usize>, Left)>,
     /// Dropped after the process is gone: directories that are written and thrown away, cache mounts, agent sockets.
     _discarded: Vec<LayerDraft>,
     /// What is mounted.
@@ -61,14 +62,16 @@ fn lay_floor(parts: &Parts, root: &mut Mount) {
     }
 }
 
-enum Output {
-    /// What the step changes is kept.
+/// What a mount is when the step is over.
+pub enum Left {
+    /// What the step has changed.
     Changes(Box<Changes>),
-    /// The mount is read-only, so its output is what came in.
+    /// What came in.
     Same(ImmutableRef),
 }
 
-struct Changes {
+/// Changes that are no layer yet.
+pub struct Changes {
     parent: ImmutableRef,
     draft: LayerDraft,
     active: Active,
@@ -87,18 +90,18 @@ impl Prepared {
             mounts: Vec::new(),
             secrets: Vec::new(),
             shm_size: None,
-            outputs: Vec::new(),
+            left: Vec::new(),
             _discarded: Vec::new(),
             _held: Vec::new(),
             _caches: Vec::new(),
             taken: Vec::new(),
             _sockets: Vec::new(),
         };
-        for mount in needs.mounts {
+        for (place, mount) in needs.mounts.iter().enumerate() {
             let dest = absolute(needs.cwd, &mount.dest);
             match &mount.kind {
                 MountKind::Bind => {
-                    let source = this.bind(needs, mount).await?;
+                    let source = this.bind(needs, place, mount).await?;
                     this.place(dest, mount, source);
                 }
                 MountKind::Tmpfs { size } if dest == "/dev/shm" => this.shm_size = *size,
@@ -133,7 +136,7 @@ impl Prepared {
         });
     }
 
-    async fn bind(&mut self, needs: &Needs<'_>, mount: &LlbMount) -> Result<Mount, EngineError> {
+    async fn bind(&mut self, needs: &Needs<'_>, place: usize, mount: &LlbMount) -> Result<Mount, EngineError> {
         let reference = match mount.input {
             Some(index) => super::super::input(needs.inputs, index)?.clone(),
             None => needs.parts.store.scratch(),
@@ -163,24 +166,17 @@ impl Prepared {
                 if mount.is_root() {
                     lay_floor(needs.parts, &mut source);
                 }
-                match mount.output {
-                    Some(output) if mount.readonly => {
-                        self.outputs.push((output, Output::Same(reference)));
-                        self._discarded.push(draft);
-                    }
-                    Some(output) => {
-                        let dest = mount.dest.clone();
-                        let changes = Changes { parent: reference, draft, active, dest };
-                        self.outputs.push((output, Output::Changes(Box::new(changes))));
-                    }
-                    None => self._discarded.push(draft),
+                if mount.readonly {
+                    self.left.push((place, mount.output, Left::Same(reference)));
+                    self._discarded.push(draft);
+                } else {
+                    let changes = Changes { parent: reference, draft, active, dest: mount.dest.clone() };
+                    self.left.push((place, mount.output, Left::Changes(Box::new(changes))));
                 }
                 Ok(source)
             }
             (Some(view), _) => {
-                if let Some(output) = mount.output {
-                    self.outputs.push((output, Output::Same(reference)));
-                }
+                self.left.push((place, mount.output, Left::Same(reference)));
                 // The view may lie in the draft's scratch directory, which must outlive the process.
                 self._discarded.push(draft);
                 Ok(view)
@@ -261,27 +257,49 @@ impl Prepared {
     /// The changes cannot be read or stored; nothing of them is kept then.
     pub async fn commit(self, parts: &Arc<Parts>, command: String) -> Result<Vec<ImmutableRef>, EngineError> {
         let parts = parts.clone();
-        let mut outputs = self.outputs;
+        let of_outputs = self.left.into_iter().filter_map(|(_, output, left)| Some((output?, left)));
+        let mut outputs: Vec<(usize, Left)> = of_outputs.collect();
         outputs.sort_by_key(|(index, _)| *index);
         parts
             .clone()
             .blocking(move || {
-                let mut results = Vec::with_capacity(outputs.len());
-                for (_, output) in outputs {
-                    match output {
-                        Output::Same(reference) => results.push(reference),
-                        Output::Changes(changes) => {
-                            let Changes { parent, draft, active, dest } = *changes;
-                            let manifest = parts.snapshotter.collect(active, &*parent.tree()?, &draft.fs())?;
-                            let about = format!("mount {dest} from exec {command}");
-                            let info = layers::info(&parent, about, RecordType::Regular);
-                            results.push(parent.with_layer(parts.store.commit(draft, manifest, info)?));
-                        }
-                    }
-                }
-                Ok(results)
+                outputs.into_iter().map(|(_, left)| left.store(&parts, &command)).collect::<Result<Vec<_>, _>>()
             })
             .await
+    }
+
+    /// Returns what the `count` mounts of a step that failed are; secrets, cache mounts and sockets are let go.
+    pub fn wreck(self, count: usize) -> Vec<Option<Left>> {
+        let mut left: Vec<Option<Left>> = (0..count).map(|_| None).collect();
+        for (place, _, what) in self.left {
+            if let Some(slot) = left.get_mut(place) {
+                *slot = Some(what);
+            }
+        }
+        left
+    }
+}
+
+impl Left {
+    /// Returns the layers, made of what was changed. Blocking.
+    fn store(self, parts: &Parts, command: &str) -> Result<ImmutableRef, EngineError> {
+        let Changes { parent, draft, active, dest } = match self {
+            Self::Same(reference) => return Ok(reference),
+            Self::Changes(changes) => *changes,
+        };
+        let manifest = parts.snapshotter.collect(active, &*parent.tree()?, &draft.fs())?;
+        let about = format!("mount {dest} from exec {command}");
+        let info = layers::info(&parent, about, RecordType::Regular);
+        Ok(parent.with_layer(parts.store.commit(draft, manifest, info)?))
+    }
+
+    /// Returns the layers, made of what was changed.
+    ///
+    /// # Errors
+    /// The changes cannot be read or stored.
+    pub async fn layers(self, parts: &Arc<Parts>, command: &str) -> Result<ImmutableRef, EngineError> {
+        let (of, command) = (parts.clone(), command.to_owned());
+        parts.clone().blocking(move || self.store(&of, &command)).await
     }
 }
 

@@ -1,5 +1,7 @@
 //! One run of an exec op: mounts, process, layers.
 
+use std::sync::Arc;
+
 use kiln_executor::{ExtraHost, NetworkMode, ProcessSpec, Resources, SecurityMode, Ulimit};
 use kiln_llb::op::{ExecMeta, NetMode, ProxyEnv};
 use kiln_solver::OpContext;
@@ -13,6 +15,7 @@ use crate::error::EngineError;
 use crate::parts::builds;
 use crate::session;
 use crate::source::lazy;
+use crate::wreck::Wreck;
 
 /// Where commands are looked for when the environment does not say.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -61,9 +64,21 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
     }
     fault::point("engine.step.end")?;
     if !exit.is_success(&exec.op.meta.valid_exit_codes) {
-        return Err(failed(exec, &exit, &tail));
+        let mut error = failed(exec, &exit, &tail);
+        if builds(cx).iter().any(|build| build.settings.keeps_wrecks) {
+            error.further_mut().wreck = Some(Arc::new(wreck(exec, prepared, inputs)));
+        }
+        return Err(error);
     }
     prepared.commit(&exec.parts, exec.op.meta.args.join(" ")).await
+}
+
+/// Returns what the step leaves for a client to look at.
+fn wreck(exec: &Exec, prepared: Prepared, inputs: &[ImmutableRef]) -> Wreck {
+    let mounts = &exec.op.mounts;
+    let came = mounts.iter().map(|mount| inputs.get(mount.input?).cloned()).collect();
+    let command = exec.op.meta.args.join(" ");
+    Wreck::new(exec.parts.clone(), exec.raw.clone(), command, came, prepared.wreck(mounts.len()))
 }
 
 /// Describes the process; the mounts have been prepared.

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use kiln_llb::op::{FileChange, FileOp};
 use kiln_llb::{Op as LlbOp, Vertex, pb};
 use kiln_solver::{CacheMap, DepMap, Difference, KeyLife, KeyRecord, Op, OpContext, OpError};
@@ -25,8 +26,10 @@ use crate::build::Progress;
 use crate::content;
 use crate::error::EngineError;
 use crate::keys::file::{FileKey, Selector, key};
-use crate::parts::Parts;
+use crate::ops::exec::mounts::Left;
+use crate::parts::{Parts, builds};
 use crate::source::lazy;
+use crate::wreck::{Subject, Wreck};
 
 /// Changes files.
 pub struct File {
@@ -36,6 +39,8 @@ pub struct File {
     digest: Digest,
     read: BTreeMap<usize, Vec<Selector>>,
     inputs: usize,
+    /// The operation as it came.
+    raw: Bytes,
 }
 
 impl File {
@@ -50,7 +55,7 @@ impl File {
         let Some(pb::op::Op::File(wire)) = wire.op else { return Err(bug()) };
         let inputs = vertex.inputs.len();
         let FileKey { digest, read } = key(&wire, inputs)?;
-        Ok(Self { parts, op: op.clone(), name: vertex.name.clone(), digest, read, inputs })
+        Ok(Self { parts, op: op.clone(), name: vertex.name.clone(), digest, read, inputs, raw: vertex.raw.clone() })
     }
 
     fn record(&self) -> KeyRecord {
@@ -109,12 +114,26 @@ impl Op<ImmutableRef> for File {
         lazy::unpack_inputs(&self.parts, cx, inputs).await?;
         let read = inputs;
         let (op, inputs, parts) = (self.op.clone(), inputs.to_vec(), self.parts.clone());
+        let keep = builds(cx).iter().any(|build| build.settings.keeps_wrecks);
+        let came = inputs.clone();
         let outputs = self
             .parts
             .blocking(move || {
-                plan::Run { parts: &parts, op: &op, inputs: &inputs, name: &name, progress, cancel }.run()
+                let run =
+                    plan::Run { parts: &parts, op: &op, inputs: &inputs, name: &name, progress, cancel, at: 0.into() };
+                Ok::<_, EngineError>(run.run(keep))
             })
             .await?;
+        let outputs = outputs.map_err(|failed| {
+            let mut error = failed.error;
+            if keep {
+                let left = failed.left.into_iter().map(|made| made.map(Left::Same)).collect();
+                let came = came.into_iter().map(Some).collect();
+                let wreck = Wreck::new(self.parts.clone(), self.raw.clone(), self.name.clone(), came, left);
+                error.further_mut().wreck = Some(Arc::new(wreck.of(Subject::Action(failed.at))));
+            }
+            OpError::from(error)
+        })?;
         for (input, selectors) in &self.read {
             let Some(reference) = read.get(*input) else { continue };
             content::keep_listing(&self.parts, cx, reference, FileKey::content_selectors(selectors)).await;

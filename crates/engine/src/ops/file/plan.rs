@@ -1,5 +1,7 @@
 //! In which order and into which layers the actions of a file op go.
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kiln_llb::op::{FileAction, FileChange, FileInput, FileOp, Owner, UserSpec};
@@ -23,20 +25,44 @@ pub struct Run<'a> {
     pub name: &'a str,
     pub progress: Progress,
     pub cancel: CancellationToken,
+    /// The action that is being applied.
+    pub at: Cell<usize>,
+}
+
+/// What a file op that failed leaves: the action that failed, and what each action worked on or made.
+pub struct Failed {
+    pub error: EngineError,
+    pub at: usize,
+    pub left: Vec<Option<ImmutableRef>>,
 }
 
 impl Run<'_> {
-    /// Applies all actions and returns the outputs in order.
+    /// Applies all actions and returns the outputs in order; with `keep`, a failure tells what there was by then.
     ///
     /// # Errors
     /// A path that does not exist or is not what it has to be, a full disk, damage in a source.
-    pub fn run(&self) -> Result<Vec<ImmutableRef>, EngineError> {
+    pub fn run(&self, keep: bool) -> Result<Vec<ImmutableRef>, Box<Failed>> {
         let count = self.op.actions.len();
         let mut results: Vec<Option<ImmutableRef>> = vec![None; count];
         let mut start = 0;
         while start < count {
             let end = self.chain_end(start);
-            let result = self.apply(&self.op.actions[start..end], &results)?;
+            self.at.set(start);
+            let result = match self.apply(start..end, &results) {
+                Ok(result) => result,
+                Err(error) => {
+                    let at = self.at.get();
+                    if keep && error.class() != ErrorClass::Canceled {
+                        // The actions before it went well, and do so again. What cannot be kept is not worth an error.
+                        let made = match at > start {
+                            true => self.apply(start..at, &results),
+                            false => self.reference(self.op.actions[at].input, &results),
+                        };
+                        results[at] = made.ok();
+                    }
+                    return Err(Box::new(Failed { error, at, left: results }));
+                }
+            };
             results[end - 1] = Some(result);
             start = end;
         }
@@ -73,7 +99,8 @@ impl Run<'_> {
         self.op.actions.iter().map(|a| inputs_of(a).into_iter().filter(|i| *i == wanted).count()).sum()
     }
 
-    fn apply(&self, actions: &[FileAction], results: &[Option<ImmutableRef>]) -> Result<ImmutableRef, EngineError> {
+    fn apply(&self, range: Range<usize>, results: &[Option<ImmutableRef>]) -> Result<ImmutableRef, EngineError> {
+        let actions = &self.op.actions[range.clone()];
         let Some(first) = actions.first() else {
             return Err(EngineError::new(ErrorClass::Bug, "a file op without actions"));
         };
@@ -84,7 +111,8 @@ impl Run<'_> {
         let draft = store.draft()?;
         let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
         let now = now();
-        for action in actions {
+        for (number, action) in range.zip(actions) {
+            self.at.set(number);
             if self.cancel.is_cancelled() {
                 return Err(EngineError::canceled());
             }
