@@ -39,9 +39,8 @@ fn config(out: &mut String, image: &Image, platform: bool) {
     let known = ["config", "rootfs", "history", "os", "architecture", "created", "variant"];
     for (name, value) in all.as_object().unwrap_or(&objects) {
         let created = name == "created" && value.as_str().is_some_and(|t| t < "2015");
-        if created || (platform && matches!(name.as_str(), "os" | "architecture" | "variant")) {
-            field(out, name, value);
-        } else if !known.contains(&name.as_str()) {
+        let of_platform = platform && matches!(name.as_str(), "os" | "architecture" | "variant");
+        if created || of_platform || !known.contains(&name.as_str()) {
             field(out, name, value);
         }
     }
