@@ -88,7 +88,7 @@ pub fn key(op: &pb::FileOp, inputs: usize) -> Result<FileKey, JsonError> {
     let mut read = BTreeMap::<usize, Vec<Selector>>::new();
     let mut written = BTreeSet::new();
     let mut actions = Vec::new();
-    let mut indexes = Vec::new();
+    let (mut indexes, mut from_nothing) = (Vec::new(), false);
     for action in &op.actions {
         let pb::FileAction { input, secondary_input, output, action: kind } = action;
         if let Ok(input) = usize::try_from(*input) {
@@ -100,6 +100,7 @@ pub fn key(op: &pb::FileOp, inputs: usize) -> Result<FileKey, JsonError> {
                 if let Some(source) = source {
                     read.entry(source).or_default().push(copy_selector(copy));
                 }
+                from_nothing |= *secondary_input == -1;
                 owner_selectors(copy.owner.as_ref(), &mut read);
                 copy_json(copy, source.is_some())?
             }
@@ -118,7 +119,9 @@ pub fn key(op: &pb::FileOp, inputs: usize) -> Result<FileKey, JsonError> {
         actions.push(canonical::base64(&json));
         indexes.push([*input, *secondary_input, *output]);
     }
-    if default_indexes(&indexes) {
+    // A copy of an empty root has an input less than the same copy of something. BuildKit leaves the indexes out of the
+    // key of both, by which the result of one can be taken for that of the other.
+    if !from_nothing && default_indexes(&indexes) {
         indexes.clear();
     }
     let document = Document { kind: "buildkit.file.v0", actions, indexes };
