@@ -324,3 +324,20 @@ fn symlink_json(symlink: &pb::FileActionSymlink) -> Result<Vec<u8>, JsonError> {
     let owner = canonical::owner(owner.as_ref());
     to_ordered_json("symlink key", &Symlink { oldpath, newpath, owner, timestamp: *timestamp })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_nothing_is_another_than_that_of_something() {
+        let copy = pb::FileActionCopy { src: "/".to_owned(), dest: "/x/".to_owned(), ..Default::default() };
+        let digest = |secondary_input: i64, inputs: usize| {
+            let action = Some(pb::file_action::Action::Copy(copy.clone()));
+            let action = pb::FileAction { input: 0, secondary_input, output: 0, action };
+            key(&pb::FileOp { actions: vec![action] }, inputs).map(|key| key.digest).ok()
+        };
+        assert!(digest(1, 2).is_some());
+        assert_ne!(digest(-1, 1), digest(1, 2));
+    }
+}
