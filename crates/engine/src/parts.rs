@@ -96,17 +96,27 @@ impl Parts {
     }
 }
 
+/// Runs blocking work that mostly waits on a thread of its own.
+///
+/// # Errors
+/// As [`Parts::blocking`].
+pub async fn unbounded<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.map_err(|e| EngineError::new(kiln_stdx::ErrorClass::Bug, format!("a task panicked: {e}")))?
+}
+
 async fn bounded<T: Send + 'static>(
     bound: &Arc<tokio::sync::Semaphore>,
     work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
 ) -> Result<T, EngineError> {
     let permit = bound.clone().acquire_owned().await;
-    let joined = tokio::task::spawn_blocking(move || {
+    unbounded(move || {
         let _permit = permit;
         work()
     })
-    .await;
-    joined.map_err(|e| EngineError::new(kiln_stdx::ErrorClass::Bug, format!("a task panicked: {e}")))?
+    .await
 }
 
 /// Returns the builds that want the vertex of this call, oldest first; at least one while the call is wanted.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::build::Progress;
 use crate::error::EngineError;
 use crate::parts::Parts;
-use crate::source::lazy;
+use crate::source::{fetch, lazy};
 
 /// Fetches layers for one export. Its calls block; they come from threads that may wait.
 pub struct Origins {
@@ -47,7 +47,7 @@ fn failed(layer: String, error: EngineError) -> ExportError {
 
 impl RemoteLayers for Origins {
     fn fetch(&self, layer: &Layer, digest: &Digest) -> Result<Blob, ExportError> {
-        let fetched = self.wait(lazy::blob(&self.parts, &self.progress, layer, digest));
+        let fetched = self.wait(fetch::blob(&self.parts, &self.progress, layer, digest));
         fetched.map_err(|error| failed(digest.to_string(), error))
     }
 
@@ -57,6 +57,6 @@ impl RemoteLayers for Origins {
     }
 
     fn repository(&self, layer: &Layer) -> Option<Repository> {
-        lazy::registry_of(layer).map(|reference| Repository::from(&reference))
+        fetch::registry_of(layer).map(|reference| Repository::from(&reference))
     }
 }

@@ -254,6 +254,9 @@ impl Ingest {
         }
         self.file = None;
         let published = self.store.0.publish_blob(&self.tmp, digest, print.finish());
+        if let (Some(claim), Ok(_)) = (&self.claim, &published) {
+            claim.arrival.published();
+        }
         self.finish_claim();
         published
     }
@@ -268,6 +271,9 @@ impl Write for Ingest {
         self.written += n as u64;
         if self.size.is_some_and(|size| self.written > size) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "more bytes than announced"));
+        }
+        if let Some(claim) = &self.claim {
+            claim.arrival.written(self.written);
         }
         Ok(n)
     }

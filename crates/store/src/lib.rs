@@ -11,6 +11,7 @@
 //! - What a value of [`ImmutableRef`], [`Layer`], [`Blob`] or [`CacheMount`] names is not removed while the value lives,
 //!   except for damage; then using it fails with an error of the class damage.
 
+mod arrival;
 mod blob;
 mod broom;
 mod check;
@@ -42,6 +43,7 @@ mod unpack;
 mod usage;
 mod verify;
 
+pub use arrival::ArrivingReader;
 pub use blob::{Blob, Ingest, VerifyingReader};
 pub use contenthash::{Changed, ContentSelector, FileSum, Listing};
 pub use context_index::{ContextIndex, Known, StatKey, is_local_filesystem};

@@ -3,13 +3,16 @@
 //! Such a file is only a guess: a power cut may have left anything in it. Who goes on with one and finds the digest wrong
 //! starts over ([`Ingest::discard`]).
 
+use std::collections::hash_map::Entry;
 use std::fs;
 use std::io::{Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kiln_stdx::Digest;
 
+use crate::arrival::Arrival;
 use crate::blob::{Hashers, Ingest};
 use crate::error::{IoContext, Result};
 use crate::layout::Layout;
@@ -22,22 +25,26 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Bytes read at once.
 const PIECE: usize = 256 << 10;
 
-/// The right to write one partial file. While it lives nobody else gets it.
+/// The right to write one partial file. While it lives nobody else gets it, and what comes can be read.
 pub(crate) struct Claim {
     store: Store,
     digest: Digest,
+    pub arrival: Arc<Arrival>,
 }
 
 impl Claim {
     fn take(store: &Store, digest: Digest) -> Option<Self> {
-        let fresh = store.0.partials.lock().insert(digest);
-        fresh.then(|| Self { store: store.clone(), digest })
+        let mut partials = store.0.partials.lock();
+        let Entry::Vacant(free) = partials.entry(digest) else { return None };
+        let arrival = free.insert(Arc::default()).clone();
+        Some(Self { store: store.clone(), digest, arrival })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.store.0.partials.lock().remove(&self.digest);
+        self.arrival.over();
     }
 }
 
@@ -68,6 +75,7 @@ impl Store {
             file.set_len(0).and_then(|()| file.rewind()).at("truncate", &path)?;
             (written, hashers) = (0, Hashers::new());
         }
+        claim.arrival.written(written);
         Ok(Ingest::resumed(self, path, file, hashers, written, (digest, size), claim))
     }
 }
@@ -80,7 +88,7 @@ impl Inner {
         for entry in fs::read_dir(self.layout.partials()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let digest = name.to_str().and_then(|name| format!("sha256:{name}").parse::<Digest>().ok());
-            if digest.is_some_and(|digest| claimed.contains(&digest)) {
+            if digest.is_some_and(|digest| claimed.contains_key(&digest)) {
                 continue;
             }
             let size = entry.metadata().map_or(0, |meta| meta.len());

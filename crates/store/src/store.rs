@@ -78,7 +78,7 @@ pub(crate) struct Inner {
     pub flattening: Mutex<()>,
     pub blobs: BlobTable,
     /// Digests of blobs on their way whose beginning somebody goes on with.
-    pub partials: Mutex<std::collections::HashSet<kiln_stdx::Digest>>,
+    pub partials: Mutex<HashMap<kiln_stdx::Digest, Arc<crate::arrival::Arrival>>>,
     pub manifests: Mutex<Lru<LayerId, Arc<LayerManifest>>>,
     pub trees: Mutex<Lru<RefId, Arc<Tree>>>,
     pub content: ContentCache,

@@ -219,3 +219,27 @@ fn own_authorities_and_client_certificates() {
     let _ = push(&format!("{table}keypair = [{foreign}]\n")).fails_with("failed to push");
     let _ = push(&format!("{table}{}", pair.replace("= [", &format!("= [{foreign}, ")))).ok();
 }
+
+#[test]
+fn a_layer_is_unpacked_while_it_comes_and_nothing_of_a_broken_one_stays() {
+    let stall = Arc::new(AtomicBool::new(true));
+    let stalls = stall.clone();
+    let registry = FakeRegistry::scripted(move |asked: &Asked, holdings: &mut Holdings| {
+        let digest = asked.path.strip_prefix("/v2/base/blobs/")?;
+        let bytes = holdings.blobs.get(&("base".to_owned(), digest.to_owned()))?;
+        // The config is left alone.
+        let stalls = bytes.len() > 4096 && stalls.load(Ordering::SeqCst);
+        stalls.then(|| Answer::new(200).body(bytes.clone()).ending(End::Stall(bytes.len() - 100)))
+    });
+    let layers = crate::busybox_in!(registry, "base");
+    let env = crate::env();
+    env.context(&[("Dockerfile", &format!("FROM {}/base\nRUN sha256sum /noise > /sum\n", registry.host))]);
+    let (args, context) = (["build", "--progress=rawjson", "-o", "type=cacheonly"].map(OsStr::new), env.ctx());
+    let build = env.kiln(args.into_iter().chain([context.as_os_str()])).start();
+    build.wait_for(&format!("extracting {}", layers[0]));
+    build.signal(rustix::process::Signal::INT);
+    assert_ne!(build.finish().code, Some(0));
+    stall.store(false, Ordering::SeqCst);
+    let (image, _) = env.build_image(&[]);
+    assert!(image.text("sum").ends_with("/noise\n"));
+}

@@ -57,7 +57,7 @@ impl ImageOrigin for StoredImage {
     }
 
     fn locator(&self) -> String {
-        format!("{}{}", super::lazy::STORED, self.name)
+        format!("{}{}", super::fetch::STORED, self.name)
     }
 
     async fn root(&self) -> Result<Descriptor, EngineError> {

@@ -41,7 +41,7 @@ impl ImageOrigin for LayoutImage {
     }
 
     fn locator(&self) -> String {
-        format!("{}{}@{}", super::lazy::LAYOUT, self.layout, self.digest)
+        format!("{}{}@{}", super::fetch::LAYOUT, self.layout, self.digest)
     }
 
     async fn root(&self) -> Result<Descriptor, EngineError> {

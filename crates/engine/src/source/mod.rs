@@ -1,6 +1,7 @@
 //! Where graphs begin: images, local directories, repositories, files from the web.
 
 pub mod attested;
+pub mod fetch;
 pub mod git;
 pub mod http;
 pub mod http_date;
