@@ -25,8 +25,9 @@ pub const LISTING: u64 = 512 << 20;
 pub const LISTED: u64 = 100;
 /// Most layers of one overlay mount, the kernel's own limit.
 pub const OVERLAY_LAYERS: usize = 500;
-/// Most operations in one LLB definition: far above any real build, far below what would exhaust memory.
-pub const LLB_OPS: usize = 100_000;
+/// Most operations in one LLB definition: far above any real build; about as many as fit into one message of
+/// [`GRPC_MESSAGE`] bytes.
+pub const LLB_OPS: usize = 32_768;
 /// How many processes' steps may run at once.
 pub const STEPS: usize = 64;
 /// How long the engine waits for a session that a request names.

@@ -5,12 +5,11 @@ use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use kiln_llb::pb;
 use serde::Deserialize;
 
 use super::call::Call;
 use crate::error::CliError;
-use crate::progress::excerpt;
+use crate::progress::excerpt::SourceLines;
 
 /// Metadata of an answer.
 pub type Answer = BTreeMap<String, Vec<u8>>;
@@ -83,8 +82,9 @@ pub fn show(call: &Call, answer: &Answer, dockerfile: &str) -> Result<Shown, Cli
         let json = value("result.json").unwrap_or_default();
         let found: Findings = serde_json::from_str(&json)
             .map_err(|e| CliError::environment(format!("the engine's answer cannot be read: {e}")))?;
-        shown.text = if call.json { format!("{json}\n") } else { found.text(dockerfile) };
-        shown.error = found.error(dockerfile);
+        let sources = found.sources(dockerfile);
+        shown.text = if call.json { format!("{json}\n") } else { found.text(&sources) };
+        shown.error = found.error(&sources);
         return Ok(shown);
     }
     shown.text = match (call.json, value("result.json"), value("result.txt")) {
@@ -99,7 +99,7 @@ pub fn show(call: &Call, answer: &Answer, dockerfile: &str) -> Result<Shown, Cli
 }
 
 impl Findings {
-    fn text(&self, dockerfile: &str) -> String {
+    fn text(&self, sources: &[SourceLines]) -> String {
         let mut warnings: Vec<&Finding> = self.warnings.iter().flatten().collect();
         warnings.sort_by_key(|w| w.location.ranges.first().map_or(0, |r| r.start.line));
         let mut out = match (warnings.len(), &self.build_error) {
@@ -111,7 +111,7 @@ impl Findings {
         for warning in warnings {
             let url = if warning.url.is_empty() { String::new() } else { format!(" - {}", warning.url) };
             let _ = write!(out, "\nWARNING: {}{url}\n{}\n", warning.rule_name, warning.detail);
-            out.push_str(&self.excerpt(&warning.location, dockerfile));
+            out.push_str(&warning.location.excerpt(sources));
         }
         if self.build_error.is_some() {
             out.push('\n');
@@ -119,20 +119,26 @@ impl Findings {
         out
     }
 
-    fn error(&self, dockerfile: &str) -> Option<CliError> {
+    fn error(&self, sources: &[SourceLines]) -> Option<CliError> {
         let wrong = self.build_error.as_ref()?;
-        Some(CliError::user(format!("{}\n{}", wrong.message, self.excerpt(&wrong.location, dockerfile)).trim_end()))
+        Some(CliError::user(format!("{}\n{}", wrong.message, wrong.location.excerpt(sources)).trim_end()))
     }
 
-    fn excerpt(&self, location: &Location, dockerfile: &str) -> String {
-        let source = usize::try_from(location.source_index).ok().and_then(|i| self.sources.get(i));
-        let Some(source) = source else { return String::new() };
-        let name = if dockerfile.is_empty() { &source.filename } else { dockerfile };
-        let data = BASE64_STANDARD.decode(&source.data).unwrap_or_default();
-        let info = pb::SourceInfo { filename: name.to_owned(), data: data.into(), ..Default::default() };
-        let ranges: Vec<pb::Range> =
-            location.ranges.iter().map(|r| kiln_llb::builder::range(r.start.line, r.end.line)).collect();
-        excerpt::render(&info, &ranges).unwrap_or_default()
+    /// Returns the files that locations are in. `dockerfile` is the name the user knows them by, if there is one.
+    fn sources(&self, dockerfile: &str) -> Vec<SourceLines> {
+        let lines = |source: &Source| {
+            let name = if dockerfile.is_empty() { &source.filename } else { dockerfile };
+            SourceLines::new(name, &BASE64_STANDARD.decode(&source.data).unwrap_or_default())
+        };
+        self.sources.iter().map(lines).collect()
+    }
+}
+
+impl Location {
+    fn excerpt(&self, sources: &[SourceLines]) -> String {
+        let source = usize::try_from(self.source_index).ok().and_then(|i| sources.get(i));
+        let ranges: Vec<_> = self.ranges.iter().map(|r| kiln_llb::builder::range(r.start.line, r.end.line)).collect();
+        source.and_then(|source| source.render(&ranges)).unwrap_or_default()
     }
 }
 

@@ -11,10 +11,31 @@
 
 use kiln_llb::pb;
 
+/// A file whose lines are known, to show many places of it.
+pub struct SourceLines {
+    name: String,
+    lines: Vec<String>,
+}
+
+impl SourceLines {
+    /// Splits a file into lines; `name` is what it is called in excerpts.
+    pub fn new(name: &str, data: &[u8]) -> Self {
+        let lines = String::from_utf8_lossy(data).split('\n').map(str::to_owned).collect();
+        Self { name: name.to_owned(), lines }
+    }
+
+    /// As [`render`].
+    pub fn render(&self, ranges: &[pb::Range]) -> Option<String> {
+        draw(&self.name, &self.lines, ranges)
+    }
+}
+
 /// Renders the lines of `ranges` with a little around them; `None` when the ranges are not in the file.
 pub fn render(source: &pb::SourceInfo, ranges: &[pb::Range]) -> Option<String> {
-    let text = String::from_utf8_lossy(&source.data);
-    let lines: Vec<&str> = text.split('\n').collect();
+    SourceLines::new(&source.filename, &source.data).render(ranges)
+}
+
+fn draw(name: &str, lines: &[String], ranges: &[pb::Range]) -> Option<String> {
     let first_of = |r: &pb::Range| r.start.as_ref().map_or(0, |p| p.line);
     let last_of = |r: &pb::Range| r.end.as_ref().map_or(0, |p| p.line).max(first_of(r));
     let first = usize::try_from(ranges.iter().map(first_of).min()?).ok()?;
@@ -23,7 +44,7 @@ pub fn render(source: &pb::SourceInfo, ranges: &[pb::Range]) -> Option<String> {
         return None;
     }
     let (from, to) = window(first, last, lines.len());
-    let mut out = format!("{}:{first}\n--------------------\n", source.filename);
+    let mut out = format!("{name}:{first}\n--------------------\n");
     for (number, line) in lines.iter().enumerate().map(|(i, l)| (i + 1, l)).skip(from - 1).take(to + 1 - from) {
         let hit =
             ranges.iter().any(|r| (first_of(r)..=last_of(r)).contains(&i32::try_from(number).unwrap_or(i32::MAX)));

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use kiln_llb::builder::{EnvList, ImageOptions, Meta, Output};
 use kiln_llb::op::NetMode;
 use kiln_oci::{ImageConfig, Platform};
+use kiln_stdx::limits;
 
 use super::Lowering;
 use super::declared::Declared;
@@ -183,6 +184,14 @@ impl Lowering<'_> {
                 if self.faults.len() >= super::FAULTS {
                     return Err(Fault::new("too many errors"));
                 }
+            }
+            // Before the rest of a huge file is gone through for nothing.
+            if self.builder.operations() > limits::LLB_OPS {
+                let text = format!(
+                    "the build graph has more than {} operations, which is the most it may have",
+                    limits::LLB_OPS
+                );
+                return Err(self.point(Fault::new(text), command.instruction.lines));
             }
         }
         for (name, slot) in scope::NOT_ENV.into_iter().zip([&mut stage.scan_context, &mut stage.scan_stage]) {

@@ -94,6 +94,11 @@ enum Body {
 }
 
 impl Builder {
+    /// Returns how many operations there are so far, needed or not.
+    pub fn operations(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Makes an empty arena. Operations that name no platform are for `platform`.
     ///
     /// Local sources without a session carry a random id, so that two builds never share one by accident.
