@@ -160,16 +160,63 @@ pub struct DaemonStopFlags {
 /// Commands of `kiln cache`.
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
-    /// Check everything the store holds against its digests, and repair or drop what is damaged
+    /// List the cache mounts of RUN steps, or what is in one
+    #[command(visible_alias = "list")]
+    Ls(CacheLsFlags),
+    /// Show all that is known of cache mounts
+    Inspect(CacheInspectFlags),
+    /// Remove cache mounts: the next step that uses them begins with an empty directory
+    Rm(CacheRmFlags),
+    /// Print a file of a cache mount
+    Cat(CacheCatFlags),
+    /// Check everything the store holds against its digests, and tell what is damaged
     Verify(CacheVerifyFlags),
+}
+
+/// Flags of `kiln cache ls`.
+#[derive(Debug, Args)]
+pub struct CacheLsFlags {
+    /// Id of a cache mount, as steps or the DIRECTORY column have it, and a path in it; all mounts when not given
+    #[arg(value_name = "ID[:/PATH]")]
+    pub place: Option<String>,
+    /// How it is shown: table or json
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+}
+
+/// Flags of `kiln cache inspect`.
+#[derive(Debug, Args)]
+pub struct CacheInspectFlags {
+    /// Ids of cache mounts
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
+    /// How it is shown: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: String,
+}
+
+/// Flags of `kiln cache rm`.
+#[derive(Debug, Args)]
+pub struct CacheRmFlags {
+    /// Ids of cache mounts; of an id that several have, all are removed
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
+}
+
+/// Flags of `kiln cache cat`.
+#[derive(Debug, Args)]
+pub struct CacheCatFlags {
+    /// Id of a cache mount, and a path in it
+    #[arg(value_name = "ID:/PATH")]
+    pub place: String,
 }
 
 /// Flags of `kiln cache verify`.
 #[derive(Debug, Args)]
 pub struct CacheVerifyFlags {
-    /// Change nothing, only tell what is damaged
+    /// Make good again what is damaged, or drop it; builds may go on meanwhile
     #[arg(long, action = ArgAction::SetTrue)]
-    pub check_only: bool,
+    pub repair: bool,
 }
 
 /// Flags of `kiln lint`.

@@ -156,6 +156,7 @@ mod tests {
 
     #[test]
     fn values_may_begin_with_a_dash() {
+        use crate::build::flags::NoCache;
         let args: Vec<OsString> =
             ["kiln", "build", "-o", "-", "-f", "-", "--build-arg", "-x=1", "--pull", "--no-cache=false", "-q", "."]
                 .map(OsString::from)
@@ -163,7 +164,7 @@ mod tests {
         let Ok(Parsed::Run(cli)) = parse(&args) else { panic!("refused") };
         let crate::args::Command::Build(flags) = cli.command else { panic!("not a build") };
         assert_eq!((flags.output, flags.file.as_deref()), (vec!["-".to_owned()], Some("-")));
-        assert_eq!((flags.pull, flags.no_cache, flags.quiet), (Some(true), Some(false), Some(true)));
+        assert_eq!((flags.pull, flags.no_cache, flags.quiet), (Some(true), Some(NoCache::Nothing), Some(true)));
         assert_eq!((flags.build_arg, flags.context), (vec!["-x=1".to_owned()], vec![".".to_owned()]));
     }
 }

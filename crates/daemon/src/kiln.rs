@@ -6,14 +6,15 @@ use futures::Stream;
 use kiln_engine::Engine;
 use kiln_session::proto::kiln_v1::kiln_server::Kiln;
 use kiln_session::proto::kiln_v1::{
-    FollowRequest, FollowResponse, Problem, ReasonsRequest, ReasonsResponse, RunInput, RunOutput, VerifyRequest,
-    VerifyResponse,
+    CacheFileData, CacheFiles, CacheMountsRequest, CacheMountsResponse, CachePath, FollowRequest, FollowResponse,
+    Problem, ReasonsRequest, ReasonsResponse, RemoveCacheMountsRequest, RemoveCacheMountsResponse, RunInput, RunOutput,
+    VerifyRequest, VerifyResponse,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::listen::Peer;
-use crate::{reasons, runs};
+use crate::{cache_mounts, reasons, runs};
 
 /// Messages of a running process that may wait for a slow client.
 const MESSAGES: usize = 16;
@@ -47,7 +48,52 @@ impl Kiln for KilnService {
             rows: report.rows,
             bytes: report.bytes,
             problems,
+            mounts: report.mounts,
         }))
+    }
+
+    async fn cache_mounts(
+        &self,
+        request: Request<CacheMountsRequest>,
+    ) -> Result<Response<CacheMountsResponse>, Status> {
+        let (store, measure) = (self.engine.parts().store.clone(), request.into_inner().measure);
+        let listed = tokio::task::spawn_blocking(move || store.cache_mounts(measure)).await;
+        let mounts = listed.map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(CacheMountsResponse { mounts: mounts.into_iter().map(cache_mounts::mount).collect() }))
+    }
+
+    async fn remove_cache_mounts(
+        &self,
+        request: Request<RemoveCacheMountsRequest>,
+    ) -> Result<Response<RemoveCacheMountsResponse>, Status> {
+        let (store, directories) = (self.engine.parts().store.clone(), request.into_inner().directories);
+        let removed = tokio::task::spawn_blocking(move || store.remove_cache_mounts(&directories)).await;
+        removed.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| cache_mounts::status(&e))?;
+        Ok(Response::new(RemoveCacheMountsResponse {}))
+    }
+
+    type ListCacheFilesStream = ReceiverStream<Result<CacheFiles, Status>>;
+
+    async fn list_cache_files(
+        &self,
+        request: Request<CachePath>,
+    ) -> Result<Response<Self::ListCacheFilesStream>, Status> {
+        let (store, path) = (self.engine.parts().store.clone(), request.into_inner());
+        let (outgoing, messages) = tokio::sync::mpsc::channel(MESSAGES);
+        tokio::task::spawn_blocking(move || cache_mounts::list(&store, &path, &outgoing));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    type ReadCacheFileStream = ReceiverStream<Result<CacheFileData, Status>>;
+
+    async fn read_cache_file(
+        &self,
+        request: Request<CachePath>,
+    ) -> Result<Response<Self::ReadCacheFileStream>, Status> {
+        let (store, path) = (self.engine.parts().store.clone(), request.into_inner());
+        let (outgoing, messages) = tokio::sync::mpsc::channel(MESSAGES);
+        tokio::task::spawn_blocking(move || cache_mounts::read(&store, &path, &outgoing));
+        Ok(Response::new(ReceiverStream::new(messages)))
     }
 
     type FollowStream = Pin<Box<dyn Stream<Item = Result<FollowResponse, Status>> + Send>>;

@@ -4,6 +4,7 @@
 
 mod attestations;
 mod bridge;
+mod cache_mounts;
 mod collect;
 mod compose;
 mod config;

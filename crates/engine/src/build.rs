@@ -35,8 +35,45 @@ pub struct BuildSettings {
     pub entitlements: Vec<String>,
     /// Size of `/dev/shm` in bytes for steps of this build.
     pub shm_size: Option<u64>,
+    /// What becomes of cache mounts.
+    pub cache_mounts: CacheMounts,
     /// Whether its client may look at what failed steps leave.
     pub keeps_wrecks: bool,
+}
+
+/// What becomes of the cache mounts of a build's steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheMounts {
+    /// Those of steps whose cache is ignored begin anew, as clients of BuildKit expect.
+    #[default]
+    WithSteps,
+    /// They stay, whatever is ignored.
+    Kept,
+    /// All begin anew, and results that were made with them are not used.
+    Emptied,
+}
+
+impl CacheMounts {
+    /// Frontend attribute of kiln's own client.
+    pub const ATTR: &str = "kiln:cache-mounts";
+
+    /// Reads the attribute: `keep` or `empty`; anything else is what is not said.
+    pub fn of_attr(value: Option<&String>) -> Self {
+        match value.map(String::as_str) {
+            Some("keep") => Self::Kept,
+            Some("empty") => Self::Emptied,
+            _ => Self::WithSteps,
+        }
+    }
+
+    /// Tells whether the mounts of a step begin anew whose cached results are ignored, or not.
+    pub fn begin_anew(self, ignored: bool) -> bool {
+        match self {
+            Self::WithSteps => ignored,
+            Self::Kept => false,
+            Self::Emptied => true,
+        }
+    }
 }
 
 /// How many vertices a build had and how they ended; for history.
@@ -66,7 +103,7 @@ pub struct BuildContext {
     pub policies: Policies,
     /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
     pub near: Mutex<HashMap<String, String>>,
-    /// Cache mounts that have begun anew for this build, by id and beginning.
+    /// Cache mounts that have begun anew for this build, by id with platform and by beginning.
     pub fresh_mounts: Mutex<HashSet<(String, Option<String>)>>,
     /// What the build itself is asked through, for operations that build.
     pub bridge: Mutex<Option<WeakBridge>>,

@@ -12,6 +12,8 @@ use kiln_store::ImmutableRef;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use kiln_oci::Platform;
+
 use crate::bridge::Bridge;
 use crate::error::EngineError;
 use crate::inspect;
@@ -138,7 +140,8 @@ impl Bridge {
             mounts: &spec.mounts,
             cwd: "/",
             inputs: &inputs,
-            fresh_caches: false,
+            platform: &Platform::host(),
+            ignore_cache: false,
         };
         let prepared = Prepared::new(&needs).await?;
         let container = Container {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::bridge::{Bridge, FrontendResult};
-use crate::build::{BuildContext, BuildSettings};
+use crate::build::{BuildContext, BuildSettings, CacheMounts};
 use crate::error::EngineError;
 use crate::events::{EventLog, EventReader};
 use crate::history::{History, Record};
@@ -361,6 +361,7 @@ impl OpenBuild {
             session: request.session.clone(),
             entitlements: request.entitlements.clone(),
             shm_size: None,
+            cache_mounts: CacheMounts::of_attr(request.frontend_attrs.get(CacheMounts::ATTR)),
             keeps_wrecks: is_driven_by_client(request),
         };
         let policies = Policies::new(request.policies.clone(), request.policy_session.clone());

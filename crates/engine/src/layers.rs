@@ -6,9 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use kiln_llb::op::Sharing;
+use kiln_oci::Platform;
 use kiln_snapshot::Kind;
 use kiln_solver::OpContext;
-use kiln_store::{CacheMount, ImmutableRef, Layer, LayerInfo, MountOwner, RecordType, Store};
+use kiln_store::{CacheMount, ImmutableRef, Layer, LayerInfo, MountKey, MountOwner, RecordType, Store};
 
 use crate::error::EngineError;
 use crate::parts::Parts;
@@ -57,7 +58,7 @@ pub fn portable(store: &Store, whole: &ImmutableRef, first: usize) -> Result<Vec
     Ok(layers)
 }
 
-/// Takes the cache mount `id`, waiting for others where its sharing says so.
+/// Takes the cache mount `id` of a platform's steps, waiting for others where its sharing says so.
 ///
 /// A mount that begins with the content of `base` is one of its own for each base.
 ///
@@ -66,11 +67,11 @@ pub fn portable(store: &Store, whole: &ImmutableRef, first: usize) -> Result<Vec
 pub async fn cache_mount(
     parts: &Parts,
     cx: &OpContext,
-    id: &str,
+    (id, platform): (&str, &Platform),
     sharing: Sharing,
     base: Option<(&ImmutableRef, &str)>,
 ) -> Result<CacheMount, EngineError> {
-    let key = mount_key(id, base)?;
+    let key = mount_key(id, platform, base)?;
     let owner = match base {
         Some((reference, selector)) if !reference.is_scratch() => top(reference, selector)?.0,
         _ => MountOwner::default(),
@@ -81,7 +82,7 @@ pub async fn cache_mount(
         Sharing::Shared => kiln_store::Sharing::Shared,
     };
     // A NUL begins the names of the engine's own.
-    if key.contains('\0') {
+    if key.key.contains('\0') {
         return Err(EngineError::user("the id of a cache mount must not hold a NUL"));
     }
     let mut mount = acquire(parts, cx, &key, sharing, owner, &format!("cached mount {id}")).await?;
@@ -98,19 +99,27 @@ pub async fn cache_mount(
 ///
 /// # Errors
 /// What it begins with is not there.
-pub fn reset_cache_mount(parts: &Parts, id: &str, base: Option<(&ImmutableRef, &str)>) -> Result<(), EngineError> {
-    parts.store.reset_cache_mount(&mount_key(id, base)?);
+pub fn reset_cache_mount(
+    parts: &Parts,
+    (id, platform): (&str, &Platform),
+    base: Option<(&ImmutableRef, &str)>,
+) -> Result<(), EngineError> {
+    parts.store.reset_cache_mount(&mount_key(id, platform, base)?);
     Ok(())
 }
 
-fn mount_key(id: &str, base: Option<(&ImmutableRef, &str)>) -> Result<String, EngineError> {
-    Ok(match base {
+/// Programs for one platform are of no use to another, so each has a directory of its own.
+fn mount_key(id: &str, platform: &Platform, base: Option<(&ImmutableRef, &str)>) -> Result<MountKey, EngineError> {
+    let key = match base {
         Some((reference, selector)) if !reference.is_scratch() && !selector.is_empty() => {
             format!("{id}:{}", top(reference, selector)?.1)
         }
         Some((reference, _)) if !reference.is_scratch() => format!("{id}:{}", reference.id()),
         _ => id.to_owned(),
-    })
+    };
+    // A Dockerfile's ids come with the name space they are in and a slash, and mostly without a name space.
+    let shown = id.strip_prefix('/').unwrap_or(id);
+    Ok(MountKey { key, id: shown.to_owned(), platform: platform.to_string() })
 }
 
 /// Takes a directory of the engine's own that stays between builds, alone. No step can name it.
@@ -123,7 +132,7 @@ pub async fn own_mount(
     name: &str,
     description: &str,
 ) -> Result<CacheMount, EngineError> {
-    let key = format!("\0{name}");
+    let key = MountKey::named(&format!("\0{name}"));
     let locked = kiln_store::Sharing::Locked;
     let mut mount = acquire(parts, cx, &key, locked, MountOwner::default(), description).await?;
     if mount.is_fresh() {
@@ -135,7 +144,7 @@ pub async fn own_mount(
 async fn acquire(
     parts: &Parts,
     cx: &OpContext,
-    key: &str,
+    key: &MountKey,
     sharing: kiln_store::Sharing,
     owner: MountOwner,
     description: &str,

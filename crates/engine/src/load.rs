@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use kiln_llb::op::MountKind;
 use kiln_llb::{Graph, Op as LlbOp, Vertex as LlbVertex};
 use kiln_solver::{Bound, CacheUse, Edge, Op, StepSlot, Vertex, VertexDigest, VertexOptions};
 use kiln_store::ImmutableRef;
 
-use crate::build::BuildContext;
+use crate::build::{BuildContext, CacheMounts};
 use crate::error::EngineError;
 use crate::ops;
 use crate::parts::Parts;
@@ -35,7 +36,7 @@ pub fn vertices(
                 op: operation(parts, vertex)?,
                 name: vertex.name.clone(),
                 options: VertexOptions {
-                    cache: if vertex.ignore_cache() { CacheUse::Ignore } else { CacheUse::Use },
+                    cache: if ignores_cache(vertex, build) { CacheUse::Ignore } else { CacheUse::Use },
                     slot,
                     // A source waits for the network and a nested build for other vertices: neither may hold a slot
                     // that a step needs.
@@ -47,6 +48,16 @@ pub fn vertices(
             })
         })
         .collect()
+}
+
+/// Tells whether cached results of a vertex are not to be used. Whoever empties cache mounts does not trust what was made
+/// with them either.
+fn ignores_cache(vertex: &LlbVertex, build: &BuildContext) -> bool {
+    let has_cache_mount = || match &vertex.op {
+        LlbOp::Exec(exec) => exec.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Cache { .. })),
+        _ => false,
+    };
+    vertex.ignore_cache() || (build.settings.cache_mounts == CacheMounts::Emptied && has_cache_mount())
 }
 
 /// Returns the solver's edge for an edge of a definition.

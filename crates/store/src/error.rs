@@ -72,6 +72,9 @@ pub enum StoreError {
     /// A path asked for is not in the tree.
     #[error("{0:?} not found")]
     NotFound(String),
+    /// Something cannot be removed now.
+    #[error("{0} is in use by a step")]
+    Busy(String),
     /// A filter, pattern or name is malformed.
     #[error("{0}")]
     Invalid(String),
@@ -90,7 +93,7 @@ impl StoreError {
             Self::Locked { .. } | Self::Version { .. } | Self::Io { .. } => ErrorClass::Environment,
             Self::Damage { .. } | Self::Gone(_) => ErrorClass::Damage,
             Self::Mismatch { .. } | Self::Size { .. } | Self::MissingBlob(_) => ErrorClass::Remote,
-            Self::NotFound(_) | Self::Invalid(_) => ErrorClass::UserInput,
+            Self::NotFound(_) | Self::Invalid(_) | Self::Busy(_) => ErrorClass::UserInput,
             Self::Lazy(_) => ErrorClass::Bug,
             Self::Snapshot(e) => e.class(),
         }

@@ -1,4 +1,8 @@
-//! Cache mounts: directories that outlive the steps that write them, found by a key.
+//! Cache mounts: directories that outlive the steps that write them, found by a key and the platform of the step.
+
+mod files;
+mod list;
+mod mark;
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,6 +19,10 @@ use crate::disk;
 use crate::error::{IoContext, Result};
 use crate::repair::RepairAction;
 use crate::store::{Inner, Store};
+
+pub use files::MountFile;
+pub use list::MountInfo;
+pub use mark::{Mark, WriteEnd};
 
 const KIND: &str = "kiln.mount.v1";
 
@@ -46,10 +54,34 @@ impl Default for MountOwner {
     }
 }
 
+/// What a cache mount is found by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountKey {
+    /// What tells it from others. A NUL begins the names of the engine's own.
+    pub key: String,
+    /// What steps, and people, call it.
+    pub id: String,
+    /// The platform of the steps that share it.
+    pub platform: String,
+}
+
+impl MountKey {
+    /// Returns the key of a mount that all platforms share.
+    pub fn named(key: &str) -> Self {
+        Self { key: key.to_owned(), id: key.to_owned(), platform: String::new() }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MountRecord {
+    /// Names the directory.
     pub id: String,
     pub key: String,
+    /// What steps call it.
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub platform: String,
     pub description: String,
     pub created: u64,
     pub used: u64,
@@ -58,6 +90,18 @@ pub(crate) struct MountRecord {
     pub size: Option<u64>,
     /// Whether its first content is complete.
     pub ready: bool,
+    /// Whether a step writes to it. True in a record that is read back: the engine ended meanwhile.
+    #[serde(default)]
+    pub writing: bool,
+    /// Why it may be damaged.
+    #[serde(default)]
+    pub mark: Option<Mark>,
+}
+
+impl MountRecord {
+    fn is_of(&self, key: &MountKey) -> bool {
+        self.key == key.key && self.platform == key.platform
+    }
 }
 
 #[derive(Default)]
@@ -70,13 +114,15 @@ pub(crate) struct MountState {
     pub record: MountRecord,
     shared: usize,
     exclusive: bool,
+    /// Steps that write to it.
+    writers: usize,
     /// Not to be found any more; deleted when its last user is done.
     retired: bool,
 }
 
 impl MountState {
     fn new(record: MountRecord) -> Self {
-        Self { record, shared: 0, exclusive: false, retired: false }
+        Self { record, shared: 0, exclusive: false, writers: 0, retired: false }
     }
 
     pub fn in_use(&self) -> bool {
@@ -91,6 +137,11 @@ pub struct CacheMount {
     sharing: Sharing,
     fresh: bool,
     path: PathBuf,
+    /// What steps call it.
+    name: String,
+    /// Why it may be damaged, as it was when it was taken.
+    mark: Option<Mark>,
+    writing: bool,
 }
 
 impl std::fmt::Debug for CacheMount {
@@ -131,6 +182,7 @@ impl CacheMount {
 
 impl Drop for CacheMount {
     fn drop(&mut self) {
+        self.end_write(WriteEnd::CutOff("was called off"));
         self.store.0.release_mount(&self.id, self.sharing, self.fresh);
     }
 }
@@ -143,7 +195,7 @@ impl Store {
     /// A new directory cannot be created.
     pub fn try_cache_mount(
         &self,
-        key: &str,
+        key: &MountKey,
         sharing: Sharing,
         owner: MountOwner,
         description: &str,
@@ -151,7 +203,7 @@ impl Store {
         let inner = &self.0;
         let mut mounts = inner.mounts.mounts.lock();
         let mut candidates: Vec<&mut MountState> =
-            mounts.values_mut().filter(|m| m.record.key == key && !m.retired).collect();
+            mounts.values_mut().filter(|m| m.record.is_of(key) && !m.retired).collect();
         candidates.sort_by(|a, b| (b.record.used, &b.record.id).cmp(&(a.record.used, &a.record.id)));
         let mut waiting = false;
         for state in candidates {
@@ -174,25 +226,32 @@ impl Store {
                 continue;
             }
             inner.take_mount(state, sharing);
-            return Ok(Some(CacheMount {
-                store: self.clone(),
-                id: state.record.id.clone(),
-                sharing,
-                fresh: false,
-                path,
-            }));
+            return Ok(Some(self.taken(&state.record, sharing, false)));
         }
         if waiting {
             return Ok(None);
         }
         let record = inner.create_mount(key, owner, description)?;
-        let (id, path) = (record.id.clone(), inner.mount_dir(&record.id));
+        let mount = self.taken(&record, sharing, true);
         let mut state = MountState::new(record);
         inner.take_mount(&mut state, sharing);
-        mounts.insert(id.clone(), state);
+        mounts.insert(mount.id.clone(), state);
         drop(mounts);
         inner.sweep_mounts();
-        Ok(Some(CacheMount { store: self.clone(), id, sharing, fresh: true, path }))
+        Ok(Some(mount))
+    }
+
+    fn taken(&self, record: &MountRecord, sharing: Sharing, fresh: bool) -> CacheMount {
+        CacheMount {
+            store: self.clone(),
+            id: record.id.clone(),
+            sharing,
+            fresh,
+            path: self.0.mount_dir(&record.id),
+            name: record.name.clone(),
+            mark: record.mark.clone(),
+            writing: false,
+        }
     }
 
     /// Signals whenever a cache mount was let go or has got its first content.
@@ -201,8 +260,8 @@ impl Store {
     }
 
     /// Makes the next user of `key` begin with an empty directory; present users keep what they have.
-    pub fn reset_cache_mount(&self, key: &str) {
-        for state in self.0.mounts.mounts.lock().values_mut().filter(|m| m.record.key == key) {
+    pub fn reset_cache_mount(&self, key: &MountKey) {
+        for state in self.0.mounts.mounts.lock().values_mut().filter(|m| m.record.is_of(key)) {
             state.retired = true;
         }
         self.0.sweep_mounts();
@@ -219,7 +278,10 @@ impl Inner {
                 .filter(|record| record.id == name);
             match record {
                 // One that was never filled is as good as none.
-                Some(record) if record.ready => drop(mounts.insert(name, MountState::new(record))),
+                Some(record) if record.ready => {
+                    let record = mark::read_back(record, self.clock.unix());
+                    mounts.insert(name, MountState::new(record));
+                }
                 Some(_) => self.discard(&entry.path()),
                 None => {
                     self.log.add(
@@ -237,17 +299,21 @@ impl Inner {
         self.layout.mounts().join(id).join("fs")
     }
 
-    fn create_mount(&self, key: &str, owner: MountOwner, description: &str) -> Result<MountRecord> {
+    fn create_mount(&self, key: &MountKey, owner: MountOwner, description: &str) -> Result<MountRecord> {
         let now = self.clock.unix();
         let record = MountRecord {
             id: rand_id(),
-            key: key.to_owned(),
+            key: key.key.clone(),
+            name: key.id.clone(),
+            platform: key.platform.clone(),
             description: description.to_owned(),
             created: now,
             used: now,
             uses: 0,
             size: None,
             ready: false,
+            writing: false,
+            mark: None,
         };
         let dir = self.layout.tmp();
         let fill = || {
@@ -284,8 +350,12 @@ impl Inner {
         let mut mounts = self.mounts.mounts.lock();
         let Some(state) = mounts.get_mut(id) else { return Ok(()) };
         change(&mut state.record);
-        let path = self.layout.mounts().join(id).join("info");
-        disk::replace(&path, self.layout.tmp(), &seal(&state.record), "store.mount.info", false)
+        self.write_mount(&state.record)
+    }
+
+    fn write_mount(&self, record: &MountRecord) -> Result<()> {
+        let path = self.layout.mounts().join(&record.id).join("info");
+        disk::replace(&path, self.layout.tmp(), &seal(record), "store.mount.info", false)
     }
 
     fn release_mount(&self, id: &str, sharing: Sharing, unfilled: bool) {
@@ -302,6 +372,37 @@ impl Inner {
         }
         self.sweep_mounts();
         self.mounts.changed.notify_waiters();
+    }
+
+    /// Looks for directories and records that are not there, and returns how many mounts there are and what was found. With
+    /// `repair` it is logged; records are written again, mounts without directory are dropped.
+    pub(crate) fn check_mounts(&self, repair: bool) -> (u64, Vec<(String, String)>) {
+        let mut problems = Vec::new();
+        let mut mounts = self.mounts.mounts.lock();
+        let looked_at = mounts.len() as u64;
+        for state in mounts.values_mut().filter(|state| !state.retired && state.record.ready) {
+            let id = &state.record.id;
+            let dir = self.layout.mounts().join(id);
+            let subject = format!("cache mount {id}");
+            let (what, action) = if !fs::symlink_metadata(dir.join("fs")).is_ok_and(|m| m.is_dir()) {
+                ("its directory is missing", RepairAction::Dropped)
+            } else if disk::read(&dir.join("info")).is_none_or(|bytes| disk::unseal(KIND, &bytes).is_none()) {
+                ("its record is missing or damaged", RepairAction::Repaired)
+            } else {
+                continue;
+            };
+            if repair {
+                match action {
+                    RepairAction::Dropped => state.retired = true,
+                    _ => drop(self.write_mount(&state.record)),
+                }
+                self.log.add(subject.clone(), what, action);
+            }
+            problems.push((subject, what.to_owned()));
+        }
+        drop(mounts);
+        self.sweep_mounts();
+        (looked_at, problems)
     }
 
     /// Deletes retired mounts that nobody uses.

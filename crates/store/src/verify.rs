@@ -13,7 +13,7 @@ use crate::store::Store;
 /// Something that is not what was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What: `layer <id>`, `blob <digest>`, `meta.db`, `images`.
+    /// What: `layer <id>`, `blob <digest>`, `cache mount <id>`, `meta.db`, `images`.
     pub subject: String,
     /// In which way.
     pub what: String,
@@ -28,6 +28,8 @@ pub struct VerifyReport {
     pub blobs: u64,
     /// Number of unpacked layers read.
     pub layers: u64,
+    /// Number of cache mounts looked at.
+    pub mounts: u64,
     /// Rows of metadata read.
     pub rows: u64,
     /// Bytes of blobs and layers read.
@@ -47,6 +49,7 @@ impl Store {
         let before = self.repairs().total();
         self.verify_blobs(repair, &mut report);
         self.verify_layers(repair, &mut report)?;
+        self.verify_mounts(repair, &mut report);
         let (rows, bad) = self.0.meta.verify(repair);
         report.rows = rows;
         if repair {
@@ -104,6 +107,16 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// What steps left in cache mounts is theirs; that directory and record are there is all there is to check.
+    fn verify_mounts(&self, repair: bool, report: &mut VerifyReport) {
+        let (looked_at, problems) = self.0.check_mounts(repair);
+        report.mounts = looked_at;
+        if !repair {
+            let problem = |(subject, what)| Problem { subject, what, action: None };
+            report.problems.extend(problems.into_iter().map(problem));
+        }
     }
 
     /// Verifies a layer without changing anything.

@@ -60,9 +60,9 @@ pub struct BuildFlags {
     /// Network of RUN steps: default, host or none
     #[arg(long, value_name = "MODE", default_value = "default", hide_default_value = true)]
     pub network: String,
-    /// Do not use the cache
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
-    pub no_cache: Option<bool>,
+    /// Do not use the cache of steps; cache mounts stay. `mounts`: empty the cache mounts and run the steps that have them
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = no_cache, action = ArgAction::Set, value_name = "BOOL|mounts")]
+    pub no_cache: Option<NoCache>,
     /// Do not use the cache for these stages
     #[arg(long, value_name = "STAGE", allow_hyphen_values = true)]
     pub no_cache_filter: Vec<String>,
@@ -111,6 +111,26 @@ pub struct BuildFlags {
     /// Resource limit of RUN steps (name=soft[:hard])
     #[arg(long, value_name = "LIMIT", allow_hyphen_values = true)]
     pub ulimit: Vec<String>,
+}
+
+/// What `--no-cache` keeps from being used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoCache {
+    /// Nothing.
+    Nothing,
+    /// Results of steps.
+    Steps,
+    /// Cache mounts, and results that were made with them.
+    Mounts,
+}
+
+fn no_cache(text: &str) -> Result<NoCache, String> {
+    match (text, parse_bool(text)) {
+        ("mounts", _) => Ok(NoCache::Mounts),
+        (_, Some(true)) => Ok(NoCache::Steps),
+        (_, Some(false)) => Ok(NoCache::Nothing),
+        _ => Err("true, false or mounts is expected".to_owned()),
+    }
 }
 
 fn boolean(text: &str) -> Result<bool, String> {

@@ -7,7 +7,7 @@ use kiln_oci::{Platform, Reference};
 
 use super::cache::{self, CacheEntry};
 use super::call::Call;
-use super::flags::BuildFlags;
+use super::flags::{BuildFlags, NoCache};
 use super::limits::{extra_hosts, ulimits};
 use super::output::{self, Output, Wishes};
 use super::secret::{self, SecretSpec, SshSpec};
@@ -38,6 +38,8 @@ pub struct BuildOptions {
     pub labels: BTreeMap<String, String>,
     /// Value of the frontend option `no-cache`: empty for all stages.
     pub no_cache: Option<String>,
+    /// Whether cache mounts are emptied.
+    pub empty_mounts: bool,
     /// Whether base images are always resolved anew.
     pub pull: bool,
     /// The platform to build for; the engine's own when absent.
@@ -95,7 +97,8 @@ impl BuildOptions {
         if flags.iidfile.is_some() && outputs.iter().any(|o| matches!(o.kind.as_str(), "local" | "tar")) {
             return Err(CliError::user("local and tar exporters are incompatible with image ID file"));
         }
-        let no_cache = match (flags.no_cache.unwrap_or(false), flags.no_cache_filter.is_empty()) {
+        let asked = flags.no_cache.unwrap_or(NoCache::Nothing);
+        let no_cache = match (asked == NoCache::Steps, flags.no_cache_filter.is_empty()) {
             (true, false) => {
                 return Err(CliError::user("--no-cache and --no-cache-filter cannot currently be used together"));
             }
@@ -113,6 +116,7 @@ impl BuildOptions {
             build_args,
             labels: pairs(&flags.label, |_| Some(String::new()))?,
             no_cache,
+            empty_mounts: asked == NoCache::Mounts,
             pull: flags.pull.unwrap_or(false),
             platform: platform(&flags.platform, env)?,
             outputs,

@@ -13,6 +13,9 @@ use super::options::BuildOptions;
 use super::output::Output;
 use crate::error::CliError;
 
+/// Frontend attribute that tells kiln's engine what becomes of cache mounts: `keep` or `empty`.
+const MOUNTS_ATTR: &str = "kiln:cache-mounts";
+
 /// A build as the control API takes it, without the parts that belong to the connection (session, reference).
 #[derive(Clone, Debug, PartialEq)]
 pub struct BuildRequest {
@@ -86,7 +89,14 @@ pub fn build(
     let hosts = Some(options.add_hosts.clone()).filter(|v| !v.is_empty());
     let ulimits = Some(options.ulimits.clone()).filter(|v| !v.is_empty());
     let ca = options.build_ca.as_ref().map(|_| ca::SESSION_ID.to_owned());
+    // Engines of others know nothing of it and empty the mounts of steps whose cache is ignored.
+    let mounts = match (options.empty_mounts, &options.no_cache) {
+        (true, _) => Some("empty".to_owned()),
+        (false, Some(_)) => Some("keep".to_owned()),
+        (false, None) => None,
+    };
     for (name, value) in [
+        (MOUNTS_ATTR, mounts),
         ("target", options.target.clone()),
         ("no-cache", options.no_cache.clone()),
         ("platform", platform),

@@ -3,6 +3,7 @@
 mod build;
 pub mod buildkitd;
 mod cache;
+mod cache_mounts;
 mod daemon;
 mod du;
 mod lint;
@@ -16,7 +17,7 @@ pub use build::cancel_on_signals;
 
 use std::future::Future;
 
-use crate::args::{CacheCommand, Cli, Command, DaemonCommand};
+use crate::args::{Cli, Command, DaemonCommand};
 use crate::env::Env;
 use crate::error::{CliError, io_text};
 
@@ -30,7 +31,7 @@ pub fn run(cli: Cli, env: Env) -> Result<u8, CliError> {
         Command::Daemon(DaemonCommand::Run(flags)) => daemon::run(flags, &global, &env),
         Command::Daemon(DaemonCommand::Status) => block_on(daemon::status(&global, &env)),
         Command::Daemon(DaemonCommand::Stop(flags)) => block_on(daemon::stop(flags, &global, &env)),
-        Command::Cache(CacheCommand::Verify(flags)) => block_on(cache::verify(flags, &global, &env)),
+        Command::Cache(command) => block_on(cache::run(command, &global, &env)),
         Command::Why(flags) => block_on(why::run(flags, &global, &env)),
         Command::Du(flags) => block_on(du::run(flags, &global, &env)),
         Command::Prune(flags) => block_on(prune::run(flags, &global, &env)),

@@ -119,7 +119,7 @@ pub fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// Words how long ago a moment was.
-fn ago(seconds: i64, now: Stamp) -> String {
+pub fn ago(seconds: i64, now: Stamp) -> String {
     let past = (now.0 / 1_000_000_000).saturating_sub(seconds).max(0);
     let (n, unit) = match past {
         0..60 => return "less than a minute ago".to_owned(),

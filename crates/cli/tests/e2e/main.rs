@@ -4,6 +4,7 @@ mod api;
 mod bad_input;
 mod buildctl;
 mod cache;
+mod cache_mounts;
 mod checks;
 mod clients;
 mod copy;

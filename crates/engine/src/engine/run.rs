@@ -7,7 +7,7 @@ use kiln_executor::{
     ExecError, Exit, MountSource, NetworkMode, ProcessIo, ProcessSpec, SandboxMount, StartFailure, TtySize,
 };
 use kiln_llb::op::{ContentCache, ExecMeta, Mount, MountKind};
-use kiln_oci::Reference;
+use kiln_oci::{Platform, Reference};
 use kiln_solver::{JobSpec, OpContext, VertexDigest};
 use kiln_stdx::{Digest, ErrorClass, rand_id};
 use kiln_store::ImmutableRef;
@@ -230,8 +230,15 @@ async fn mounts(bridge: &Bridge, request: &RunRequest, root: ImmutableRef) -> Re
     };
     let vertex = VertexDigest(Digest::of(format!("run {}", request.reference)));
     let cx = OpContext::detached(vertex, [(bridge.job().id(), Arc::clone(bridge.build()) as _)]);
-    let needs =
-        Needs { parts: bridge.parts(), cx: &cx, mounts: &[mount], cwd: "/", inputs: &[root], fresh_caches: false };
+    let needs = Needs {
+        parts: bridge.parts(),
+        cx: &cx,
+        mounts: &[mount],
+        cwd: "/",
+        inputs: &[root],
+        platform: &Platform::host(),
+        ignore_cache: false,
+    };
     Prepared::new(&needs).await
 }
 

@@ -11,6 +11,7 @@ use kiln_stdx::{Digest, ErrorClass, StableHasher};
 
 use super::options::{Files, options};
 use crate::bridge::{Bridge, FrontendResult, ResultRefs};
+use crate::build::CacheMounts;
 use crate::error::{EngineError, Location, Unsupported};
 use crate::events::{Event, WarningEvent};
 use crate::inspect;
@@ -36,10 +37,12 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let mut files = Files::new(request, &bridge.build().settings.session)?;
     let platforms = super::options::platforms(&request.attrs)?;
     bridge.set_slots(slots(request, &platforms));
-    bridge.build().circumstances.lock().no_cache = request.attrs.get("no-cache").map(|stages| match stages.as_str() {
-        "" => "--no-cache".to_owned(),
-        stages => format!("--no-cache-filter={stages}"),
-    });
+    bridge.build().circumstances.lock().no_cache = match request.attrs.get("no-cache").map(String::as_str) {
+        Some("") => Some("--no-cache".to_owned()),
+        Some(stages) => Some(format!("--no-cache-filter={stages}")),
+        None if bridge.build().settings.cache_mounts == CacheMounts::Emptied => Some("--no-cache=mounts".to_owned()),
+        None => None,
+    };
     for import in super::options::cache_from(&request.attrs) {
         crate::cache::import(bridge, &import).await?;
     }

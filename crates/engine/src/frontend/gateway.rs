@@ -103,8 +103,15 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest, source: &str) -> Re
         content_cache: ContentCache::default(),
         result_id: String::new(),
     };
-    let needs =
-        Needs { parts: bridge.parts(), cx: &cx, mounts: &[mount], cwd: "/", inputs: &[layers], fresh_caches: false };
+    let needs = Needs {
+        parts: bridge.parts(),
+        cx: &cx,
+        mounts: &[mount],
+        cwd: "/",
+        inputs: &[layers],
+        platform: &Platform::host(),
+        ignore_cache: false,
+    };
     let mut prepared = Prepared::new(&needs).await?;
     let root = prepared.root.take().ok_or_else(|| EngineError::user("the frontend has no root"))?;
     let mut spec = ProcessSpec::new(rand_id(), root, command(&image.config.config, request));

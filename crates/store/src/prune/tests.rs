@@ -103,7 +103,11 @@ fn filters_types_leases_and_guards() {
     f.store.put_lease("image", &Lease { layers: vec![leased.id()], blobs: Vec::new() });
     let (internal, i) = one_file(&f.store.scratch(), "internal", b"3");
     f.store.describe(&internal, "internal", RecordType::Internal).unwrap();
-    let mut mount = f.store.try_cache_mount("k", Sharing::Shared, MountOwner::default(), "mount").unwrap().unwrap();
+    let mut mount = f
+        .store
+        .try_cache_mount(&crate::MountKey::named("k"), Sharing::Shared, MountOwner::default(), "mount")
+        .unwrap()
+        .unwrap();
     mount.mark_ready().unwrap();
     drop((leased, r, internal, i));
     let prune = |policy| f.store.prune(&policy, |_| {}).unwrap().records;

@@ -213,7 +213,12 @@ fn export(store: &Store, r: &ImmutableRef) -> Result<Digest> {
 }
 
 fn cache_mount(store: &Store) -> Result<()> {
-    let taken = store.try_cache_mount("cache", Sharing::Locked, MountOwner::default(), "cache")?;
+    let taken = store.try_cache_mount(
+        &kiln_store::MountKey::named("cache"),
+        Sharing::Locked,
+        MountOwner::default(),
+        "cache",
+    )?;
     let mut mount = taken.expect("nobody else uses it");
     std::fs::create_dir_all(mount.path().join("sub")).unwrap();
     std::fs::write(mount.path().join("sub/file"), b"cached").unwrap();

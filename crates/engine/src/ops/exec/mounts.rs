@@ -1,14 +1,14 @@
 //! The mounts of a step: what each is made from, and what becomes of it when the step is over.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_executor::{MountSource, SandboxMount};
 use kiln_llb::op::{Mount as LlbMount, MountKind, SessionFile, Sharing};
+use kiln_oci::Platform;
 use kiln_snapshot::{Active, Mount};
 use kiln_solver::OpContext;
 use kiln_stdx::{ErrorClass, Secret};
-use kiln_store::{CacheMount, ImmutableRef, LayerDraft, RecordType};
+use kiln_store::{CacheMount, ImmutableRef, LayerDraft, Mark, RecordType, WriteEnd};
 
 use crate::build::BuildContext;
 use crate::error::EngineError;
@@ -24,8 +24,10 @@ pub struct Needs<'a> {
     /// What relative targets are relative to.
     pub cwd: &'a str,
     pub inputs: &'a [ImmutableRef],
-    /// Cache mounts begin anew, where they have not in this build.
-    pub fresh_caches: bool,
+    /// Cache mounts of one platform are not those of another.
+    pub platform: &'a Platform,
+    /// Whether cached results of the step are ignored, which says of cache mounts what the build decides.
+    pub ignore_cache: bool,
 }
 
 /// How many directories an overlay can lie on.
@@ -47,9 +49,7 @@ pub struct Prepared {
     _discarded: Vec<LayerDraft>,
     /// What is mounted.
     _held: Vec<ImmutableRef>,
-    _caches: Vec<CacheMount>,
-    /// Cache mounts that this step has, by id and beginning: it may show one at several places.
-    taken: Vec<((String, Option<String>), PathBuf)>,
+    caches: Vec<Cache>,
     _sockets: Vec<SshSocket>,
 }
 
@@ -60,6 +60,15 @@ fn lay_floor(parts: &Parts, root: &mut Mount) {
     {
         lowers.extend(parts.store.floor());
     }
+}
+
+/// A cache mount that the step has; it may show it at several places.
+struct Cache {
+    mount: CacheMount,
+    /// Id and platform, and what it began with.
+    key: (String, Option<String>),
+    /// The step may write to it.
+    written: bool,
 }
 
 /// What a mount is when the step is over.
@@ -93,8 +102,7 @@ impl Prepared {
             left: Vec::new(),
             _discarded: Vec::new(),
             _held: Vec::new(),
-            _caches: Vec::new(),
-            taken: Vec::new(),
+            caches: Vec::new(),
             _sockets: Vec::new(),
         };
         for (place, mount) in needs.mounts.iter().enumerate() {
@@ -193,21 +201,41 @@ impl Prepared {
         sharing: Sharing,
     ) -> Result<Mount, EngineError> {
         let base = mount.input.map(|index| super::super::input(needs.inputs, index)).transpose()?;
-        let key = (id.to_owned(), base.map(|reference| format!("{}/{}", reference.id(), mount.selector)));
-        if let Some((_, path)) = self.taken.iter().find(|(taken, _)| *taken == key) {
-            return Ok(Mount::Bind { source: path.clone(), readonly: mount.readonly });
+        let beginning = base.map(|reference| format!("{}/{}", reference.id(), mount.selector));
+        let key = (format!("{id}\0{}", needs.platform), beginning);
+        if let Some(cache) = self.caches.iter_mut().find(|cache| cache.key == key) {
+            cache.written |= !mount.readonly;
+            return Ok(Mount::Bind { source: cache.mount.path().to_owned(), readonly: mount.readonly });
         }
         let base = base.map(|reference| (reference, mount.selector.as_str()));
         // Once a build: what its steps hand on to each other in a cache mount stays.
-        let first = |build: &Arc<BuildContext>| build.fresh_mounts.lock().insert(key.clone());
-        if needs.fresh_caches && builds(needs.cx).iter().filter(|build| first(build)).count() > 0 {
-            layers::reset_cache_mount(needs.parts, id, base)?;
+        let first = |build: &&Arc<BuildContext>| {
+            let anew = build.settings.cache_mounts.begin_anew(needs.ignore_cache);
+            anew && build.fresh_mounts.lock().insert(key.clone())
+        };
+        let named = (id, needs.platform);
+        if builds(needs.cx).iter().filter(first).count() > 0 {
+            layers::reset_cache_mount(needs.parts, named, base)?;
         }
-        let cache = layers::cache_mount(needs.parts, needs.cx, id, sharing, base).await?;
-        let source = cache.path().to_owned();
-        self.taken.push((key, source.clone()));
-        self._caches.push(cache);
+        let taken = layers::cache_mount(needs.parts, needs.cx, named, sharing, base).await?;
+        let source = taken.path().to_owned();
+        self.caches.push(Cache { mount: taken, key, written: !mount.readonly });
         Ok(Mount::Bind { source, readonly: mount.readonly })
+    }
+
+    /// Records that the step's process is about to write to its cache mounts.
+    pub fn begin_writes(&mut self) {
+        self.caches.iter_mut().filter(|cache| cache.written).for_each(|cache| cache.mount.begin_write());
+    }
+
+    /// Records how the process ended. What is dropped without that was cut off.
+    pub fn end_writes(&mut self, end: WriteEnd<'_>) {
+        self.caches.iter_mut().for_each(|cache| cache.mount.end_write(end));
+    }
+
+    /// Returns the cache mounts that may have been damaged before the step began, with what happened.
+    pub fn marked(&self) -> impl Iterator<Item = (&str, &Mark)> {
+        self.caches.iter().filter_map(|cache| Some((cache.mount.name(), cache.mount.mark()?)))
     }
 
     async fn secret(&mut self, needs: &Needs<'_>, dest: String, file: &SessionFile) -> Result<(), EngineError> {

@@ -1,18 +1,21 @@
 //! One run of an exec op: mounts, process, layers.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
+use kiln_executor::hints::Cause;
 use kiln_executor::{ExtraHost, NetworkMode, ProcessSpec, Resources, SecurityMode, Ulimit};
 use kiln_llb::op::{ExecMeta, NetMode, ProxyEnv};
 use kiln_solver::OpContext;
 use kiln_stdx::{ErrorClass, fault, rand_id};
-use kiln_store::ImmutableRef;
+use kiln_store::{ImmutableRef, WriteEnd};
 
 use super::Exec;
 use super::log::LogPump;
 use super::mounts::{Needs, Prepared};
 use crate::error::EngineError;
 use crate::parts::builds;
+use crate::provenance;
 use crate::session;
 use crate::source::lazy;
 use crate::wreck::Wreck;
@@ -32,7 +35,8 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
         mounts: &exec.op.mounts,
         cwd: &exec.op.meta.cwd,
         inputs,
-        fresh_caches: exec.ignore_cache,
+        platform: &exec.platform,
+        ignore_cache: exec.ignore_cache,
     };
     let mut prepared = Prepared::new(&needs).await?;
     let mut secrets = std::mem::take(&mut prepared.secrets);
@@ -51,20 +55,31 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
     }
     fault::point("engine.step.start")?;
     let (io, pump) = LogPump::start(cx, &secrets);
+    prepared.begin_writes();
     let ran = exec.parts.executor.run(spec, io, cx.cancel().clone()).await;
     let tail = pump.finish().await;
     drop(secrets);
     let exit = match ran {
         Ok(exit) => exit,
         Err(_) if cx.cancel().is_cancelled() => return Err(EngineError::canceled()),
-        Err(e) => return Err(not_started(exec, e)),
+        Err(e) => {
+            if e.exit_code().is_some() {
+                prepared.end_writes(WriteEnd::Failed);
+            }
+            return Err(not_started(exec, e));
+        }
     };
     if cx.cancel().is_cancelled() {
         return Err(EngineError::canceled());
     }
     fault::point("engine.step.end")?;
-    if !exit.is_success(&exec.op.meta.valid_exit_codes) {
+    if exit.is_success(&exec.op.meta.valid_exit_codes) {
+        prepared.end_writes(WriteEnd::Well);
+    } else {
+        let cut_off = cut_off(exec, &exit, &tail);
+        prepared.end_writes(cut_off.as_deref().map_or(WriteEnd::Failed, WriteEnd::CutOff));
         let mut error = failed(exec, &exit, &tail);
+        error.hint = doubts(error.hint, &prepared);
         if builds(cx).iter().any(|build| build.settings.keeps_wrecks) {
             error.further_mut().wreck = Some(Arc::new(wreck(exec, prepared, inputs)));
         }
@@ -204,6 +219,42 @@ fn start_hint(reason: kiln_executor::StartFailure, exec: &Exec) -> String {
 /// Tells whether a disk has no room; what a failed step has written is still there.
 fn is_full(path: &std::path::Path) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FULL)
+}
+
+/// Returns what cut a failed step off in the middle of its writing, if anything did, to follow on `the last writer`.
+fn cut_off(exec: &Exec, exit: &kiln_executor::Exit, tail: &[u8]) -> Option<String> {
+    if exit.oom {
+        return Some("ran out of memory".to_owned());
+    }
+    // A shell tells of its child's signal in the same way.
+    if let Some(signal) = exit.signal.or((129..160).contains(&exit.code).then(|| exit.code - 128)) {
+        return Some(format!("was killed by signal {signal}"));
+    }
+    let told = kiln_executor::hints::explain(&exec.op.meta.args, exit, &String::from_utf8_lossy(tail));
+    let full = told.is_some_and(|hint| hint.cause == Cause::DiskFull) || is_full(exec.parts.store.root());
+    full.then(|| "ran out of space".to_owned())
+}
+
+/// Adds the cache mounts that may be why the step failed to a hint.
+fn doubts(hint: Option<String>, prepared: &Prepared) -> Option<String> {
+    let doubt = |(id, mark): (&str, &kiln_store::Mark)| {
+        let at = provenance::seconds(UNIX_EPOCH + Duration::from_secs(mark.at));
+        let id = shell_word(id);
+        format!(
+            "the cache mount {id} may be damaged: its last writer {} at {at}; empty it with: kiln cache rm {id}",
+            mark.why
+        )
+    };
+    let hints: Vec<String> = hint.into_iter().chain(prepared.marked().map(doubt)).collect();
+    (!hints.is_empty()).then(|| hints.join("\nhint: "))
+}
+
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@=+,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// The error of a process that ran and failed, with a hint when the cause is a known one.
