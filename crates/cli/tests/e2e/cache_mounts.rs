@@ -103,7 +103,8 @@ fn a_writer_that_was_cut_off_leaves_a_mark_that_the_next_failure_tells_of() {
     let hint = "empty it with: kiln cache rm m";
     let done = build(&env, &base, &step("echo half > /c/x; false"), &[]).fails_with("exit code: 1");
     assert!(!done.err().contains(hint), "{}", done.report());
-    let done = build(&env, &base, &step("echo half > /c/x; sh -c 'kill -9 $$'"), &[]).fails_with("exit code: 137");
+    let done =
+        build(&env, &base, &step("echo half > /c/x; sh -c 'kill -9 $$'; exit $?"), &[]).fails_with("exit code: 137");
     assert!(!done.err().contains(hint), "it is told to the next one: {}", done.report());
     let listed = env.kiln(["cache", "ls"]).finish().ok().out();
     assert!(listed.contains("was killed by signal 9"), "{listed}");
