@@ -121,21 +121,10 @@ pub(crate) fn format_duration(nanos: i64) -> String {
 
 /// Formats Unix seconds as RFC 3339 in UTC; none outside the years that form can express.
 pub(crate) fn format_time(seconds: i64) -> Option<String> {
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    if !(-719_528..=2_932_896).contains(&days) {
-        return None;
-    }
-    // Days are counted from 0000-03-01, so that the leap day ends a year.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_shifted + 2) / 5 + 1;
-    let month = if month_shifted < 10 { month_shifted + 3 } else { month_shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    Some(format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"))
+    // Not as a timestamp, whose range ends a day before that of dates.
+    let time = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
+    let time = time.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()?;
+    (time.year() >= 0).then(|| format!("{time}Z"))
 }
 
 #[cfg(test)]
