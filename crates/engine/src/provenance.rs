@@ -4,6 +4,7 @@
 //! when it is exported, with the digests that this build found.
 
 mod capture;
+mod materials;
 mod options;
 mod predicate;
 mod request;

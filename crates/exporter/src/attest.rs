@@ -211,6 +211,16 @@ pub fn package_url(reference: &Reference, platform: Option<&Platform>) -> String
     url
 }
 
+/// Returns a package URL with further qualifiers, which come after its own in the alphabet.
+pub fn qualified(url: &str, qualifiers: &[(&str, &str)]) -> String {
+    let mut out = url.to_owned();
+    for (key, value) in qualifiers {
+        let joint = if out.contains('?') { '&' } else { '?' };
+        let _ = write!(out, "{joint}{key}={}", escape(value, b":"));
+    }
+    out
+}
+
 fn escape(text: &str, also_plain: &[u8]) -> String {
     let mut out = String::new();
     for byte in text.bytes() {

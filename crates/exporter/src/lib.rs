@@ -34,7 +34,7 @@ pub mod cacheconfig;
 
 pub use annotation::{AnnotationSet, AnnotationTarget};
 pub use archive::Archive;
-pub use attest::{Attestation, AttestedSubject, package_url};
+pub use attest::{Attestation, AttestedSubject, package_url, qualified};
 pub use cache_export::{BuiltCache, CacheCompression, CacheLayers};
 pub use commit::BuiltImage;
 pub use content::Content;

@@ -15,6 +15,7 @@ mod push;
 mod repository;
 mod resolve;
 mod retry;
+mod size;
 mod tls;
 mod token;
 mod transport;

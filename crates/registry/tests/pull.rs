@@ -308,3 +308,19 @@ async fn an_insecure_host_falls_back_to_plain_http() {
     let lenient = registry.allowing_insecure(&fake.host);
     assert_eq!(lenient.resolve(&reference, &anonymous()).await.unwrap(), want);
 }
+
+#[tokio::test]
+async fn the_length_of_a_blob_is_asked_without_reading_it() {
+    let fake = Fake::new().await;
+    let blob = fake.add_blob(&data(700));
+    let repository = Repository::new(&fake.host, "me/app");
+    assert_eq!(client().0.blob_size(&repository, &blob.digest, &anonymous()).await.unwrap(), 700);
+    assert_eq!(fake.lines(), [format!("HEAD /v2/me/app/blobs/{}", blob.digest)]);
+    let gone = client().0.blob_size(&repository, &Digest::of("gone"), &anonymous()).await.unwrap_err();
+    assert!(gone.is_not_found(), "{gone}");
+
+    let fake = Fake::scripted(|seen, _| (seen.method == "HEAD").then(|| Reply::new(405))).await;
+    let blob = fake.add_blob(&data(900));
+    let repository = Repository::new(&fake.host, "me/app");
+    assert_eq!(client().0.blob_size(&repository, &blob.digest, &anonymous()).await.unwrap(), 900);
+}

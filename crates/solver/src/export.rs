@@ -67,6 +67,13 @@ impl<R: Send + Sync + 'static> ExportGraph<R> {
     }
 }
 
+impl<R> ExportGraph<R> {
+    /// Returns the result of a record of one of the nodes if nothing has to be fetched to name it.
+    pub fn at_hand(&self, record: &RecordRef) -> Option<R> {
+        self.stores.get(&record.store)?.at_hand(record.key, &record.id)
+    }
+}
+
 /// Completes a walk with what only the stores know.
 pub(crate) async fn finish<R: Send + Sync + 'static>(
     skeleton: Skeleton<R>,

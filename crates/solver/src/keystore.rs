@@ -127,6 +127,11 @@ pub trait KeyStore<R>: Send + Sync {
     /// Taken as a damaged record, which is not forgotten.
     async fn load(&self, cx: &OpContext, key: KeyId, record: &RecordId) -> Result<Loaded<R>, KeyStoreError>;
 
+    /// Returns the result of a record if all of it is known here, so that nothing has to be fetched to name it.
+    fn at_hand(&self, _key: KeyId, _record: &RecordId) -> Option<R> {
+        None
+    }
+
     /// Saves a node with links and perhaps a record; returns the record's name. What is there already is not an error.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_input;
+mod blobs;
 mod buildctl;
 mod cache;
 mod cache_mounts;

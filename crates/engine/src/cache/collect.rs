@@ -61,7 +61,10 @@ pub async fn add(
             // The lower layers of the result are exported with it, so they serve their own steps too.
             Mode::Min => {
                 let found = at_hand(&graph, &cx, node, |store| store == StoreId::MAIN).await;
-                found.filter(|found| found.is_prefix_of(&last))
+                // What an imported cache has of the same layers was not loaded if only a later step was needed.
+                let imported = || node.records.iter().filter_map(|record| graph.at_hand(record));
+                let lower = |found: &ImmutableRef| found.is_prefix_of(&last);
+                found.filter(lower).or_else(|| imported().find(lower))
             }
         };
         kept.push(Kept { digest: node.digest, inputs: links(node, offset), result });

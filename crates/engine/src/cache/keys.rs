@@ -26,6 +26,9 @@ pub trait StackLoader<R>: Send + Sync {
     /// # Errors
     /// A blob cannot be had or is not what its descriptor says; the call was called off.
     async fn load(&self, cx: &OpContext, layers: &[Descriptor]) -> Result<R, EngineError>;
+
+    /// Returns the result with these layers if all of them are known here.
+    fn at_hand(&self, layers: &[Descriptor]) -> Option<R>;
 }
 
 /// An imported cache.
@@ -123,6 +126,11 @@ impl<R: Send + Sync + 'static> KeyStore<R> for ImportedKeys<R> {
             Err(error) if error.class() == ErrorClass::Canceled => Err(KeyStoreError::new(error.class(), error)),
             Err(error) => Ok(Loaded::Gone(Gone::Damaged { detail: error.to_string() })),
         }
+    }
+
+    fn at_hand(&self, key: KeyId, record: &RecordId) -> Option<R> {
+        let layers = self.records.lock().kept.get(&key)?.get(record)?.layers.clone();
+        self.loader.at_hand(&layers)
     }
 
     async fn save(&self, _: Save<'_, R>) -> Result<Option<RecordId>, KeyStoreError> {

@@ -116,6 +116,14 @@ impl StackLoader<ImmutableRef> for CachedStacks {
         }
         loaded
     }
+
+    fn at_hand(&self, layers: &[Descriptor]) -> Option<ImmutableRef> {
+        let diff_ids: Vec<DiffId> = layers.iter().map(|layer| diff_id(layer).ok()).collect::<Option<_>>()?;
+        let store = &self.parts.store;
+        let known: Option<Vec<Layer>> =
+            chain_ids(&diff_ids).into_iter().map(|chain| store.layer_by_chain_id(chain)).collect();
+        Some(store.ref_of_layers(known?))
+    }
 }
 
 /// Returns a descriptor without what the cache notes of its layer, which images that have the layer are not to say.

@@ -10,6 +10,7 @@ use kiln_stdx::Digest;
 use super::request::redacted;
 use super::scope::ImageSource;
 use crate::build::BuildContext;
+use crate::source::blob::BlobSource;
 use crate::source::git::GitSource;
 use crate::source::http::HttpSource;
 
@@ -19,6 +20,8 @@ pub struct GitMaterial {
     /// The address, with `#` and the reference.
     pub url: String,
     pub commit: String,
+    /// The file that the history came from instead of the address.
+    pub bundle: Option<ImageSource>,
 }
 
 /// A file of the web.
@@ -32,6 +35,8 @@ pub struct HttpMaterial {
 #[derive(Debug, Clone, Default)]
 pub struct Capture {
     pub images: Vec<ImageSource>,
+    /// Single blobs.
+    pub blobs: Vec<ImageSource>,
     pub git: Vec<GitMaterial>,
     pub http: Vec<HttpMaterial>,
     /// Names of directories of clients; what was in them cannot be told.
@@ -67,6 +72,11 @@ impl Capture {
                 let digest = pinned(name).or_else(|| looked_up(name, platform, build));
                 self.add_image(ImageSource { name: name.to_owned(), platform: platform.cloned(), digest, local });
             }
+            "docker-image+blob" | "oci-layout+blob" => {
+                if let Ok(blob) = BlobSource::new(&source.identifier, source) {
+                    self.add_blob(image_source(&blob));
+                }
+            }
             "local" => push(&mut self.locals, name.to_owned(), |a, b| a == b),
             "git" => self.git(source, build),
             "http" | "https" => {
@@ -98,7 +108,8 @@ impl Capture {
         match known {
             Some(pin) => {
                 let commit = pin.commit(false).to_owned();
-                push(&mut self.git, GitMaterial { url, commit }, |a, b| a.url == b.url);
+                let bundle = parsed.bundle.as_ref().map(image_source);
+                push(&mut self.git, GitMaterial { url, commit, bundle }, |a, b| a.url == b.url);
             }
             None => self.incomplete = true,
         }
@@ -130,9 +141,14 @@ impl Capture {
         push(&mut self.images, image, |a, b| a.name == b.name && a.local == b.local && a.platform == b.platform);
     }
 
+    fn add_blob(&mut self, blob: ImageSource) {
+        push(&mut self.blobs, blob, |a, b| a.name == b.name && a.local == b.local);
+    }
+
     /// Adds what another result was made from.
     pub fn merge(&mut self, other: Self) {
         other.images.into_iter().for_each(|image| self.add_image(image));
+        other.blobs.into_iter().for_each(|blob| self.add_blob(blob));
         other.git.into_iter().for_each(|git| push(&mut self.git, git, |a, b| a.url == b.url));
         other.http.into_iter().for_each(|http| push(&mut self.http, http, |a, b| a.url == b.url));
         other.locals.into_iter().for_each(|name| push(&mut self.locals, name, |a, b| a == b));
@@ -148,10 +164,15 @@ impl Capture {
             self.images.iter().filter(|image| pinned(&image.name).is_none()).map(|image| plain(&image.name)).collect();
         self.images.retain(|image| pinned(&image.name).is_none() || !named.contains(&plain(&image.name)));
         self.images.sort_by(|a, b| a.name.cmp(&b.name));
+        self.blobs.sort_by(|a, b| a.name.cmp(&b.name));
         self.git.sort_by(|a, b| a.url.cmp(&b.url));
         self.http.sort_by(|a, b| a.url.cmp(&b.url));
         self.locals.sort();
     }
+}
+
+fn image_source(blob: &BlobSource) -> ImageSource {
+    ImageSource { name: blob.name.clone(), platform: None, digest: Some(blob.digest), local: blob.is_local() }
 }
 
 fn push<T>(list: &mut Vec<T>, item: T, same: impl Fn(&T, &T) -> bool) {

@@ -2,13 +2,13 @@
 
 use std::time::SystemTime;
 
-use kiln_exporter::package_url;
-use kiln_oci::{Platform, Reference};
+use kiln_oci::Platform;
 use serde_json::{Map, Value, json};
 
 use super::capture::Capture;
+use super::materials::materials;
 use super::options::{Mode, Options};
-use super::request::{Described, commit, redacted};
+use super::request::{Described, redacted};
 
 /// The version of the Dockerfile language that the built-in frontend implements.
 pub const DOCKERFILE_VERSION: &str = "1.20.0";
@@ -59,7 +59,7 @@ impl Told<'_> {
                     "buildType": BUILD_TYPE,
                     "externalParameters": { "configSource": self.request.config, "request": parameters },
                     "internalParameters": environment,
-                    "resolvedDependencies": self.materials(),
+                    "resolvedDependencies": materials(self.capture),
                 },
                 "runDetails": {
                     "builder": { "id": options.builder_id },
@@ -95,7 +95,7 @@ impl Told<'_> {
         let mut predicate = json!({
             "builder": { "id": options.builder_id },
             "buildType": BUILD_TYPE_02,
-            "materials": self.materials(),
+            "materials": materials(self.capture),
             "invocation": { "configSource": source, "parameters": parameters, "environment": environment },
             "metadata": {
                 "buildInvocationID": self.id,
@@ -147,27 +147,6 @@ impl Told<'_> {
             environment.insert("buildConfig".into(), config.clone());
         }
         environment
-    }
-
-    fn materials(&self) -> Vec<Value> {
-        let mut materials = Vec::new();
-        for image in &self.capture.images {
-            let Ok(reference) = Reference::parse(&image.name) else { continue };
-            let mut uri = package_url(&reference, image.platform.as_ref());
-            if image.local {
-                uri = uri.replacen("pkg:docker/", "pkg:oci/", 1);
-            }
-            let mut material = Map::from_iter([("uri".to_owned(), json!(uri))]);
-            if let Some(digest) = image.digest {
-                material.insert("digest".into(), json!({ "sha256": digest.hex() }));
-            }
-            materials.push(Value::Object(material));
-        }
-        let git = self.capture.git.iter().map(|git| json!({ "uri": git.url, "digest": commit(&git.commit) }));
-        let web = self.capture.http.iter();
-        let web = web.map(|http| json!({ "uri": http.url, "digest": { "sha256": http.digest.hex() } }));
-        materials.extend(git.chain(web));
-        materials
     }
 }
 

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_a_build_starts_from_is_named_with_its_commit() {
         let capture = Capture {
-            git: vec![GitMaterial { url: "https://h/r.git#v1".into(), commit: "ab".into() }],
+            git: vec![GitMaterial { url: "https://h/r.git#v1".into(), commit: "ab".into(), bundle: None }],
             ..Capture::default()
         };
         let attrs = [("context", "https://h/r.git#v1:sub"), ("filename", "D"), ("platform", "x"), ("attest:sbom", "")];

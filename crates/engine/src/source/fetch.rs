@@ -112,7 +112,11 @@ async fn fetch(
     }))
 }
 
-async fn transfer(
+/// Brings a blob from one place, and shows how far it is. `begun` is handed its beginning as soon as there is one.
+///
+/// # Errors
+/// It cannot be had from there, or is not what was announced.
+pub(super) async fn transfer(
     parts: &Parts,
     progress: &Progress,
     origin: &dyn ImageOrigin,

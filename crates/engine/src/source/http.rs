@@ -18,6 +18,7 @@ use reqwest::header::{
 use reqwest::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::file_attrs::{FileAttrs, safe};
 use super::http_date::http_date;
 use crate::error::EngineError;
 use crate::parts::Parts;
@@ -69,13 +70,11 @@ impl HttpSource {
     /// A malformed attribute, or one that asks for what this engine cannot check.
     pub fn new(op: &SourceOp) -> Result<Self, EngineError> {
         let bad = |key: &str| EngineError::user(format!("{}: bad value for {key}", op.identifier));
-        let number = |key: &str| op.attr(key).map(|v| v.parse::<u32>().map_err(|_| bad(key))).transpose();
         if op.attr(attr::HTTP_SIG_PUBKEY).is_some() || op.attr(attr::HTTP_SIG_SIGNATURE).is_some() {
             // Building without the check that was asked for would be worse than not building.
             return Err(EngineError::user("signatures of downloads cannot be checked by this engine"));
         }
-        let octal =
-            |text: &str| u32::from_str_radix(text.trim_start_matches("0o"), 8).map_err(|_| bad(attr::HTTP_PERM));
+        let file = FileAttrs::new(op)?;
         let headers = op.attrs.iter().filter_map(|(key, value)| {
             let name = key.strip_prefix(attr::HTTP_HEADER_PREFIX)?.to_lowercase();
             matches!(name.as_str(), "accept" | "user-agent").then(|| (name, value.clone()))
@@ -83,10 +82,10 @@ impl HttpSource {
         let checksum = op.attr(attr::HTTP_CHECKSUM).map(|v| v.parse().map_err(|_| bad(attr::HTTP_CHECKSUM)));
         Ok(Self {
             url: op.identifier.clone(),
-            filename: op.attr(attr::HTTP_FILENAME).map(str::to_owned),
-            mode: op.attr(attr::HTTP_PERM).map(octal).transpose()?,
-            uid: number(attr::HTTP_UID)?.unwrap_or(0),
-            gid: number(attr::HTTP_GID)?.unwrap_or(0),
+            filename: file.name,
+            mode: file.mode,
+            uid: file.uid,
+            gid: file.gid,
             checksum: checksum.transpose()?,
             auth_secret: op.attr(attr::HTTP_AUTH_HEADER_SECRET).map(str::to_owned),
             headers: headers.collect(),
@@ -349,15 +348,6 @@ fn file_name(wanted: Option<&str>, headers: Option<&HeaderMap>, url: &str) -> St
     let path = rest.split_once('/').map_or("", |(_, path)| path);
     let path = path.split(['?', '#']).next().unwrap_or(path).trim_end_matches('/');
     safe(path.rsplit('/').next().unwrap_or(path))
-}
-
-/// A name that is one component of a path.
-fn safe(name: &str) -> String {
-    let last = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name);
-    match last {
-        "" | "." | ".." => "download".to_owned(),
-        name => name.replace('\0', ""),
-    }
 }
 
 #[cfg(test)]

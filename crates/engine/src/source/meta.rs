@@ -28,7 +28,8 @@ pub async fn git(bridge: &Bridge, op: &SourceOp) -> Result<GitPin, EngineError> 
     // Dropping this future ends git too.
     let _cancel = cancel.clone().drop_guard();
     let git = Git::open(bridge.parts(), &sessions, &source, Arc::new(|_, _| {}), cancel).await?;
-    let found = pin(&git, &source).await?;
+    let cx = detached(bridge, &format!("reference {key}"));
+    let found = pin(bridge.parts(), &cx, &git, &source).await?;
     bridge.build().git.lock().insert(key, found.clone());
     Ok(found)
 }
@@ -47,8 +48,7 @@ pub struct GitObjects {
 pub async fn git_objects(bridge: &Bridge, op: &SourceOp) -> Result<GitObjects, EngineError> {
     let pin = git(bridge, op).await?;
     let source = GitSource::new(op)?;
-    let vertex = VertexDigest(Digest::of(format!("objects of {}", source.key(&pin.object, &pin.reference))));
-    let cx = OpContext::detached(vertex, [(bridge.job().id(), Arc::clone(bridge.build()) as _)]);
+    let cx = detached(bridge, &format!("objects of {}", source.key(&pin.object, &pin.reference)));
     let cancel = CancellationToken::new();
     // Dropping this future ends git too.
     let _cancel = cancel.clone().drop_guard();
@@ -76,6 +76,12 @@ pub async fn http(bridge: &Bridge, op: &SourceOp) -> Result<Fetched, EngineError
     bridge.build().held.lock().extend(bridge.parts().store.blob(&fetched.digest));
     bridge.build().http.lock().insert(key, fetched.clone());
     Ok(fetched)
+}
+
+/// Returns a context for what is looked up outside the graph.
+fn detached(bridge: &Bridge, what: &str) -> OpContext {
+    let vertex = VertexDigest(Digest::of(what));
+    OpContext::detached(vertex, [(bridge.job().id(), Arc::clone(bridge.build()) as _)])
 }
 
 async fn sessions(bridge: &Bridge) -> Vec<Arc<Session>> {

@@ -1,7 +1,9 @@
 //! Where graphs begin: images, local directories, repositories, files from the web.
 
 pub mod attested;
+pub mod blob;
 pub mod fetch;
+pub mod file_attrs;
 pub mod git;
 pub mod http;
 pub mod http_date;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use kiln_oci::{Descriptor, Reference};
 use kiln_registry::{Credentials, ErrorKind, FetchStart, Registry, RegistryError, Repository};
-use kiln_stdx::ErrorClass;
+use kiln_stdx::{Digest, ErrorClass};
 use kiln_store::{Ingest, Store};
 use tokio::sync::{Mutex, mpsc};
 
@@ -32,6 +32,18 @@ impl RegistryImage {
     /// Returns the origin of `reference`.
     pub fn new(registry: Registry, store: Store, reference: Reference, credentials: Credentials) -> Arc<Self> {
         Arc::new(Self { registry, store, reference, credentials, root: Mutex::new(None) })
+    }
+
+    /// Returns the length of a blob of the repository; none if it has no such blob.
+    ///
+    /// # Errors
+    /// The registry cannot be reached or refuses.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, EngineError> {
+        match self.registry.blob_size(&Repository::from(&self.reference), digest, &self.credentials).await {
+            Ok(size) => Ok(Some(size)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     fn failed(&self, error: RegistryError) -> EngineError {

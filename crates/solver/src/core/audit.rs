@@ -23,6 +23,12 @@ impl<R: Clone, O: Clone> Core<R, O> {
             if !node.wanted.is_empty() && node.failure.is_none() && !self.waits(vertex) {
                 return Err(format!("vertex {} is wanted and waits for nothing", vertex.0));
             }
+            if node.waiting != 0 && node.waiting != self.waiting(vertex) {
+                return Err(format!("vertex {} has lost count of what it waits for", vertex.0));
+            }
+            if node.waiting == 0 && node.news > 0 {
+                return Err(format!("vertex {} was not looked at though there is news", vertex.0));
+            }
             let behind = self.count_wants(vertex);
             if behind != node.wants || !node.wanted.iter().eq(node.wants.keys()) {
                 return Err(format!("vertex {} has lost count of who wants it", vertex.0));

@@ -73,7 +73,11 @@ impl<R: Clone, O: Clone> Core<R, O> {
         };
         *content = Call::Idle;
         match outcome {
-            Ok(digest) => *content = Call::Done(digest),
+            Ok(digest) => {
+                *content = Call::Done(digest);
+                self.nudge(vertex, true);
+                return;
+            }
             Err(_) if stopping => {}
             Err(error) => self.call_failed(vertex, error),
         }

@@ -11,6 +11,12 @@ impl<R: Clone, O: Clone> Core<R, O> {
     /// Brings a vertex up to date with its surroundings.
     pub(super) fn evaluate(&mut self, vertex: VertexId) {
         let Some(node) = self.nodes.get_mut(&vertex) else { return };
+        // Until it is counted again what it waits for, all news are worth a look.
+        (node.waiting, node.news) = (0, 0);
+        #[cfg(test)]
+        {
+            self.looks += node.inputs.len();
+        }
         if node.wanted.is_empty() {
             self.stop(vertex);
             self.try_remove(vertex);
@@ -39,7 +45,27 @@ impl<R: Clone, O: Clone> Core<R, O> {
         for (output, action) in actions.drain(..) {
             self.act(output, action);
         }
+        self.count_waiting(vertex);
         self.tell(vertex);
+    }
+
+    /// Counts what a vertex waits for of its inputs.
+    fn count_waiting(&mut self, vertex: VertexId) {
+        let waiting = self.waiting(vertex);
+        if let Some(node) = self.nodes.get_mut(&vertex) {
+            node.waiting = waiting;
+        }
+    }
+
+    /// Returns how many inputs have not been told to have come as far as is asked of them, and how many contents are being
+    /// keyed.
+    pub(super) fn waiting(&self, vertex: VertexId) -> usize {
+        let Some(node) = self.nodes.get(&vertex) else { return 0 };
+        let told = |edge: OutputRef| Some(self.nodes.get(&edge.vertex)?.outputs.get(&edge.index)?.told.0);
+        let behind = |input: &super::graph::Input| told(input.edge).unwrap_or(Level::None) < input.ask;
+        let keyed = |input: &super::graph::Input| matches!(input.content, Call::Running(_));
+        let count = |input| usize::from(behind(input)) + usize::from(keyed(input));
+        node.inputs.iter().map(count).sum()
     }
 
     /// Calls an execution off if only keys are wanted any more.
@@ -159,10 +185,10 @@ impl<R: Clone, O: Clone> Core<R, O> {
             }
             let now = (out.reached, out.all_keys().count());
             let changed = out.told != now;
-            out.told = now;
+            let before = std::mem::replace(&mut out.told, now).0;
             for (who, level) in &out.demands {
                 match who {
-                    Demander::Vertex(user, _) if changed => users.push(*user),
+                    Demander::Vertex(user, _) if changed => users.push((*user, before < *level && now.0 >= *level)),
                     Demander::Vertex(..) => {}
                     Demander::Job(job, ticket) if *level == Level::Complete => {
                         if let Some(done) = out.done() {
@@ -180,8 +206,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 }
             }
         }
-        for user in users {
-            self.touch(user);
+        for (user, arrived) in users {
+            self.nudge(user, arrived);
         }
         for (job, ticket, output, answer) in solved {
             self.report_unseen(vertex, job);

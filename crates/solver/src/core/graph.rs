@@ -119,6 +119,11 @@ pub(crate) struct Node<R, O> {
     pub lost: usize,
     /// Whether it is on the list of vertices to be looked at.
     pub queued: bool,
+    /// Inputs that have not come as far as is asked of them, and contents being keyed, when it was last looked at; less
+    /// those that came since.
+    pub waiting: usize,
+    /// What came of its inputs since it was last looked at.
+    pub news: usize,
     /// The jobs that have ceased to want it since it last succeeded or failed.
     pub left: BTreeSet<JobId>,
 }

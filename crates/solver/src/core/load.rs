@@ -84,6 +84,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
             miss: None,
             lost: 0,
             queued: false,
+            waiting: 0,
+            news: 0,
             left: BTreeSet::new(),
         };
         self.nodes.insert(id, Box::new(node));

@@ -19,6 +19,8 @@ mod reason;
 mod report;
 mod run;
 mod save;
+#[cfg(test)]
+mod wide;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -58,6 +60,10 @@ pub(crate) struct Core<R, O> {
     effects: Vec<Effect<R, O>>,
     next_vertex: u64,
     next_task: u64,
+    patience: Patience,
+    /// How often vertices were looked at, times their inputs.
+    #[cfg(test)]
+    pub(crate) looks: usize,
     /// A fault that tests plant to see that the simulator finds it.
     #[cfg(test)]
     pub(crate) planted: Option<Planted>,
@@ -77,6 +83,23 @@ pub(crate) enum Planted {
     NoRecheck,
     /// A vertex keeps its place in the graph when its jobs are over.
     Leak,
+}
+
+/// When a vertex of many inputs is looked at again. Each look goes over all inputs, so one for each piece of news would take
+/// a time that grows with the square of their number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Up to so many inputs, for each piece of news.
+    pub narrow: usize,
+    /// Beyond, when the news are a share of the inputs as large as one by this, or nothing is waited for any more.
+    pub share: usize,
+}
+
+impl Patience {
+    const USUAL: Self = Self { narrow: 64, share: 16 };
+    /// Looks as seldom as can be, so that small graphs show what is forgotten.
+    #[cfg(test)]
+    pub(crate) const MOST: Self = Self { narrow: 0, share: 1 };
 }
 
 /// A job.
@@ -120,6 +143,9 @@ impl<R: Clone, O: Clone> Core<R, O> {
             effects: Vec::new(),
             next_vertex: 0,
             next_task: 0,
+            patience: Patience::USUAL,
+            #[cfg(test)]
+            looks: 0,
             #[cfg(test)]
             planted: None,
         }
@@ -179,6 +205,18 @@ impl<R: Clone, O: Clone> Core<R, O> {
         }
     }
 
+    /// Notes that an input of a vertex has come further; `arrived` if that is all that was waited for of it.
+    fn nudge(&mut self, vertex: VertexId, arrived: bool) {
+        let patience = self.patience;
+        let Some(node) = self.nodes.get_mut(&vertex) else { return };
+        node.news += 1;
+        node.waiting = node.waiting.saturating_sub(usize::from(arrived));
+        let inputs = node.inputs.len();
+        if inputs <= patience.narrow || node.waiting == 0 || node.news * patience.share >= inputs {
+            self.touch(vertex);
+        }
+    }
+
     /// Notes that a vertex is to be looked at.
     fn touch(&mut self, vertex: VertexId) {
         if let Some(node) = self.nodes.get_mut(&vertex)
@@ -207,6 +245,12 @@ impl<R: Clone, O: Clone> Core<R, O> {
         let mut stores = vec![StoreId::MAIN];
         stores.extend(imports.into_iter().filter(|store| *store != StoreId::MAIN));
         stores
+    }
+
+    /// Makes vertices of many inputs be looked at otherwise than usual.
+    #[cfg(test)]
+    pub(crate) fn set_patience(&mut self, patience: Patience) {
+        self.patience = patience;
     }
 
     /// Returns whether a fault is planted.

@@ -229,8 +229,10 @@ fn look<R>(head: &Head<'_>, out: &mut Out<R>, target: Level) -> Vec<Action> {
         out.probed_since.get_or_insert(head.saves);
         actions.push(Action::Query(unasked.clone()));
     }
-    let steps: Vec<Step> =
-        (0..head.deps.len()).map(|input| step(head, out, input, unasked.iter().any(|(i, _)| *i == input))).collect();
+    let mut awaited = vec![false; head.deps.len()];
+    let asked = out.query.iter().flat_map(|(_, asks)| asks);
+    unasked.iter().chain(asked).for_each(|(input, _)| awaited[*input] = true);
+    let steps: Vec<Step> = awaited.iter().enumerate().map(|(input, awaited)| step(head, input, *awaited)).collect();
     let matched = |out: &Out<R>, input: usize| !out.probes[input].matches.is_empty();
     if steps.iter().enumerate().any(|(input, step)| *step == Step::Exhausted && !matched(out, input)) {
         out.search = Search::Hopeless;
@@ -270,13 +272,13 @@ fn unasked<R>(head: &Head<'_>, out: &Out<R>) -> Vec<(usize, Known)> {
     unasked
 }
 
-fn step<R>(head: &Head<'_>, out: &Out<R>, input: usize, unasked: bool) -> Step {
+/// Returns what is left to try for an input; `awaited` if a key of it is being looked up, or about to be.
+fn step(head: &Head<'_>, input: usize, awaited: bool) -> Step {
     let reached = head.deps[input].reached;
-    let asking = out.query.as_ref().is_some_and(|(_, asks)| asks.iter().any(|(i, _)| *i == input));
     if reached < Level::Fast {
         return Step::Ask(Level::Fast);
     }
-    if unasked || asking {
+    if awaited {
         return Step::Wait;
     }
     if reached < Level::Slow {

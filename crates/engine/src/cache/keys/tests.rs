@@ -17,6 +17,10 @@ impl StackLoader<usize> for Count {
             false => Ok(layers.len()),
         }
     }
+
+    fn at_hand(&self, layers: &[Descriptor]) -> Option<usize> {
+        layers.iter().all(|layer| layer.digest == Digest::of("here")).then_some(layers.len())
+    }
 }
 
 fn stack(names: &[&str], created: i64) -> CacheResult {
@@ -119,4 +123,18 @@ fn what_lost_its_sources_is_left_out() {
         node("root", &[], vec![stack(&["a"], 1)]),
     ]);
     assert_eq!((keys.links.len(), keys.records.lock().kept.len()), (0, 1));
+}
+
+#[tokio::test]
+async fn what_is_known_here_is_named_without_being_fetched() {
+    let nodes =
+        vec![node("a", &[], vec![stack(&["here", "here"], 1)]), node("b", &[], vec![stack(&["here", "far"], 1)])];
+    let keys = keys(nodes);
+    let mut at_hand = Vec::new();
+    for name in ["a", "b"] {
+        let key = root(name);
+        let found = keys.records(&[key]).await.unwrap().records;
+        at_hand.push(keys.at_hand(key, &found[0].1));
+    }
+    assert_eq!(at_hand, [Some(2), None]);
 }

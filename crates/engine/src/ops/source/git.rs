@@ -49,7 +49,7 @@ impl GitOp {
                 return Ok(known);
             }
             let git = self.git(cx).await?;
-            let found = pin(&git, &self.source).await?;
+            let found = pin(&self.parts, cx, &git, &self.source).await?;
             for build in builds(cx) {
                 build.git.lock().entry(key.clone()).or_insert_with(|| found.clone());
             }

@@ -10,25 +10,23 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use kiln_llb::op::SourceOp;
 use kiln_oci::to_ordered_json;
-use kiln_snapshot::layer::FileMeta;
-use kiln_snapshot::{LayerBuilder, Tree};
 use kiln_solver::{CacheMap, KeyLife, KeyRecord, Op, OpContext, OpError};
 use kiln_stdx::{Digest, ErrorClass};
-use kiln_store::{ImmutableRef, RecordType};
+use kiln_store::ImmutableRef;
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
+use super::one_file::one_file;
 use crate::build::Progress;
 use crate::error::EngineError;
 use crate::parts::{Parts, builds};
+use crate::source::file_attrs::FileAttrs;
 use crate::source::http::{Fetched, HttpSource, fetch};
 use crate::source::http_date::format_http_date;
-use crate::{keys, layers, session};
+use crate::{keys, session};
 
 /// The host name that stands for the client's own uploads.
 const UPLOAD_HOST: &str = "buildkit-session";
-/// Mode of the file when the definition gives none.
-const MODE: u32 = 0o600;
 
 /// A file behind a URL.
 pub struct Http {
@@ -157,23 +155,12 @@ impl Op<ImmutableRef> for Http {
             Some(_) => self.source.plain_name(),
             None => fetched.filename.clone(),
         };
-        let digest = fetched.digest;
-        let time = fetched.last_modified.unwrap_or(0);
-        let store = self.parts.store.clone();
-        let (mode, uid, gid) = (self.source.mode.unwrap_or(MODE), self.source.uid, self.source.gid);
+        let gone = || EngineError::new(ErrorClass::Damage, "a downloaded file is gone");
+        let blob = self.parts.store.blob(&fetched.digest).ok_or_else(gone)?;
+        let (mode, uid, gid) = (self.source.mode, self.source.uid, self.source.gid);
+        let meta = FileAttrs { name: None, mode, uid, gid }.meta(fetched.last_modified.unwrap_or(0));
         let description = format!("http url {}", self.source.url);
-        let work = move || {
-            let blob =
-                store.blob(&digest).ok_or_else(|| EngineError::new(ErrorClass::Damage, "a downloaded file is gone"))?;
-            let draft = store.draft()?;
-            let (tree, dirs) = (Tree::default(), Vec::new());
-            let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
-            let meta = FileMeta { uid, gid, ..FileMeta::new(mode, (time, 0)) };
-            builder.file_from_reader(filename.as_bytes(), &meta, blob.open_verified()?)?;
-            let info = layers::info(&store.scratch(), description, RecordType::Regular);
-            Ok(store.scratch().with_layer(store.commit(draft, builder.finish()?, info)?))
-        };
-        Ok(vec![self.parts.blocking(work).await?])
+        Ok(vec![one_file(&self.parts, blob, filename, meta, description).await?])
     }
 }
 

@@ -1,9 +1,11 @@
 //! Source: what comes from outside the graph, by the scheme of its identifier.
 
+pub mod blob;
 pub mod git;
 pub mod http;
 pub mod image;
 pub mod local;
+mod one_file;
 
 use std::sync::Arc;
 
@@ -32,6 +34,7 @@ pub fn operation(
     Ok(match scheme {
         "docker-image" => Arc::new(image::Image::registry(parts.clone(), rest, source, platform)?),
         "oci-layout" => Arc::new(image::Image::layout(parts.clone(), rest, source, platform)?),
+        "docker-image+blob" | "oci-layout+blob" => Arc::new(blob::BlobOp::new(parts.clone(), source)?),
         "local" => Arc::new(local::Local::new(parts.clone(), rest, source)?),
         "http" | "https" => Arc::new(http::Http::new(parts.clone(), source)?),
         "git" => Arc::new(git::GitOp::new(parts.clone(), source)?),

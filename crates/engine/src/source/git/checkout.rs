@@ -91,11 +91,17 @@ async fn bundle(repository: &Repository, pin: &GitPin, dest: &Path) -> Result<()
     let commit = pin.commit(false);
     let name = if is_commit(&pin.reference) { "refs/heads/bundle".to_owned() } else { pin.reference.clone() };
     let object = if name.starts_with("refs/tags/") { &pin.object } else { commit };
+    // The name may be one of the repository's own, if that came of a bundle.
+    let before = repository.git.run(&["rev-parse", "--verify", "--quiet", &name]).await.ok();
+    let before = before.map(|id| String::from_utf8_lossy(&id).trim().to_owned()).filter(|id| is_commit(id));
     repository.git.run(&["update-ref", &name, object]).await?;
     let file = dest.join("bundle").display().to_string();
     // One thread and no reuse of old packs make equal bundles of equal commits.
     let made = repository.git.run(&["-c", "pack.threads=1", "bundle", "create", &file, &name]).await;
-    repository.git.run(&["update-ref", "-d", &name]).await?;
+    match &before {
+        Some(before) => repository.git.run(&["update-ref", &name, before]).await?,
+        None => repository.git.run(&["update-ref", "-d", &name]).await?,
+    };
     made.map(drop)
 }
 

@@ -5,6 +5,7 @@ use kiln_llb::attr;
 use kiln_llb::op::SourceOp;
 
 use crate::error::EngineError;
+use crate::source::blob::BlobSource;
 
 /// A git source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct GitSource {
     pub commit_time: bool,
     /// Asks the server for the commit of `checksum` and no name.
     pub fetch_by_commit: bool,
+    /// The history comes from this file and not from the remote; `checksum` is given then.
+    pub bundle: Option<BlobSource>,
     /// The result is one file, `bundle`, with the history of the commit.
     pub as_bundle: bool,
     /// Secrets with the credentials, without the host's suffix.
@@ -53,6 +56,7 @@ impl GitSource {
             skip_submodules: flag(attr::GIT_SKIP_SUBMODULES),
             commit_time: op.attr(attr::GIT_MTIME) == Some("commit"),
             fetch_by_commit: flag(attr::GIT_FETCH_BY_COMMIT),
+            bundle: op.attr(attr::GIT_BUNDLE).filter(|b| !b.is_empty()).map(|b| BlobSource::new(b, op)).transpose()?,
             as_bundle: flag(attr::GIT_CHECKOUT_BUNDLE),
             header_secret: text(attr::GIT_AUTH_HEADER_SECRET),
             token_secret: text(attr::GIT_AUTH_TOKEN_SECRET),
@@ -87,8 +91,8 @@ impl GitSource {
         if self.as_bundle && !self.subdir.is_empty() {
             return Err(EngineError::user("git checkout bundle cannot be combined with a subdir"));
         }
-        if op.attr(attr::GIT_BUNDLE).is_some() {
-            return Err(EngineError::user("git bundles as sources are not supported by this engine"));
+        if self.bundle.is_some() && self.checksum.as_ref().is_none_or(String::is_empty) {
+            return Err(EngineError::user("git.bundle requires git.checksum to be set"));
         }
         if op.attr(attr::GIT_SIG_PUBKEY).is_some() {
             // Building without the check that was asked for would be worse than not building.
@@ -186,6 +190,8 @@ mod tests {
         GitSource::new(&SourceOp { identifier: id.to_owned(), attrs })
     }
 
+    const BUNDLE: &str = "oci-layout+blob://a@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
     #[test]
     fn identifier_and_attributes() {
         let git = source("git://forge.test/a/b.git#v2:docs", &[]).unwrap();
@@ -193,6 +199,8 @@ mod tests {
         assert_eq!((git.git_ref.as_str(), git.subdir.as_str()), ("v2", "docs"));
         let git = source("git://forge.test/a/b.git", &[("git.fullurl", "git@forge.test:a/b.git")]).unwrap();
         assert_eq!(git.remote, "git@forge.test:a/b.git");
+        let git = source("git://forge.test/a/b.git", &[("git.bundle", BUNDLE), ("git.checksum", "abc")]).unwrap();
+        assert_eq!(git.bundle.map(|bundle| bundle.is_local()), Some(true));
     }
 
     #[test]
@@ -204,6 +212,8 @@ mod tests {
             ("git://h/x", vec![("git.fetchbycommit", "true"), ("git.checksum", "abc")], "full commit SHA"),
             ("git://h/x", vec![("git.sig.pubkey", "k")], "signatures"),
             ("git://h/x#:sub", vec![("git.checkoutbundle", "true")], "subdir"),
+            ("git://h/x", vec![("git.bundle", BUNDLE)], "requires git.checksum"),
+            ("git://h/x", vec![("git.bundle", "https://h/b"), ("git.checksum", "abc")], "invalid blob"),
         ] {
             let error = source(id, &attrs).unwrap_err();
             assert!(error.to_string().contains(word), "{id}: {error}");

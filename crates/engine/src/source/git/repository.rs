@@ -6,6 +6,7 @@ use kiln_solver::OpContext;
 use kiln_stdx::{Digest, ErrorClass};
 use kiln_store::CacheMount;
 
+use super::bundle::unbundled;
 use super::command::Git;
 use super::identifier::{GitSource, is_commit};
 use super::pin::{GitPin, failed};
@@ -34,12 +35,14 @@ impl Repository {
         source: &GitSource,
         pin: &GitPin,
     ) -> Result<Self, EngineError> {
+        if let Some(bundle) = &source.bundle {
+            return unbundled(parts, cx, git, source, bundle).await;
+        }
         let identity = git.identity().map(|d| d.to_string()).unwrap_or_default();
         let key = Digest::of(format!("{}\n{identity}\n{}", source.remote, pin.object.len()));
         let (name, description) = (format!("git:{key}"), format!("git repository {}", source.shown()));
         let mount = layers::own_mount(parts, cx, &name, &description).await?;
-        let dir = mount.path().to_owned();
-        let this = Self { _mount: mount, git: git.at(&dir, None), dir };
+        let this = Self::over(mount, git);
         match this.bring(source, pin).await {
             // What a killed fetch left can be beyond repair; it is only a copy.
             Err(e) if e.class() == ErrorClass::Remote && is_broken(&e.to_string()) => {
@@ -49,6 +52,12 @@ impl Repository {
             other => other?,
         }
         Ok(this)
+    }
+
+    /// Returns the repository in a directory of the engine's own.
+    pub(super) fn over(mount: CacheMount, git: &Git) -> Self {
+        let dir = mount.path().to_owned();
+        Self { _mount: mount, git: git.at(&dir, None), dir }
     }
 
     async fn bring(&self, source: &GitSource, pin: &GitPin) -> Result<(), EngineError> {
@@ -120,7 +129,8 @@ fn is_broken(text: &str) -> bool {
         .any(|sign| text.contains(sign))
 }
 
-fn empty(dir: &Path) -> Result<(), EngineError> {
+/// Removes everything that is in a directory.
+pub(super) fn empty(dir: &Path) -> Result<(), EngineError> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

@@ -1,0 +1,34 @@
+//! A result that is one file.
+
+use std::sync::Arc;
+
+use kiln_snapshot::layer::FileMeta;
+use kiln_snapshot::{LayerBuilder, Tree};
+use kiln_store::{Blob, ImmutableRef, RecordType};
+
+use crate::error::EngineError;
+use crate::layers;
+use crate::parts::Parts;
+
+/// Returns a layer with the bytes of `blob` as a file of its root.
+///
+/// # Errors
+/// The blob is damaged, or the layer cannot be written.
+pub async fn one_file(
+    parts: &Arc<Parts>,
+    blob: Blob,
+    name: String,
+    meta: FileMeta,
+    description: String,
+) -> Result<ImmutableRef, EngineError> {
+    let store = parts.store.clone();
+    let work = move || {
+        let draft = store.draft()?;
+        let (tree, dirs) = (Tree::default(), Vec::new());
+        let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
+        builder.file_from_reader(name.as_bytes(), &meta, blob.open_verified()?)?;
+        let info = layers::info(&store.scratch(), description, RecordType::Regular);
+        Ok(store.scratch().with_layer(store.commit(draft, builder.finish()?, info)?))
+    };
+    parts.blocking(work).await
+}
