@@ -123,8 +123,11 @@ impl Control for ControlService {
     type StatusStream = BoxStream<StatusResponse>;
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
-        let reader =
-            self.engine.status(&request.into_inner().r#ref).await.map_err(|e| Status::not_found(e.to_string()))?;
+        let reference = request.into_inner().r#ref;
+        if let Some(logs) = self.engine.history().logs(&reference) {
+            return Ok(stamped(Box::pin(futures::stream::iter(status::replay(&logs).map(Ok)))));
+        }
+        let reader = self.engine.status(&reference).await.map_err(|e| Status::not_found(e.to_string()))?;
         Ok(stamped(Box::pin(status::stream(reader))))
     }
 

@@ -75,6 +75,9 @@ mod tests {
         assert_eq!(bytes.len(), 4 + length);
         let response = StatusResponse::decode(&bytes[4..]).unwrap();
         assert_eq!(response.logs[0].msg.as_ref(), b"said");
+        // They can be told again, as far as they are whole.
+        assert_eq!(status::replay(&bytes).collect::<Vec<_>>(), [response]);
+        assert_eq!(status::replay(&bytes[..bytes.len() - 1]).count(), 0);
         assert!(WireScribe.events(&log, 4).is_empty());
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kiln_engine::events::{Event, EventLog, EventReader};
 use kiln_llb::pb;
 use kiln_session::proto::control::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
+use prost::Message as _;
 use tonic::Status;
 
 use crate::convert::time;
@@ -23,6 +24,21 @@ pub fn stream(reader: EventReader) -> impl futures::Stream<Item = Result<StatusR
 }
 
 use futures::StreamExt as _;
+
+/// Returns the responses of a build that is over, of what its record keeps: each follows its length in four bytes. Ends where
+/// the bytes cannot be understood.
+pub fn replay(kept: &[u8]) -> std::vec::IntoIter<StatusResponse> {
+    let mut rest = kept;
+    let mut responses = Vec::new();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let Some((message, after)) = after.split_at_checked(length) else { break };
+        let Ok(response) = StatusResponse::decode(message) else { break };
+        responses.push(response);
+        rest = after;
+    }
+    responses.into_iter()
+}
 
 /// Returns a batch of events as responses of bounded size.
 pub fn responses(log: &EventLog, batch: &[Arc<Event>]) -> Vec<StatusResponse> {

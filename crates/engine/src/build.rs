@@ -4,7 +4,6 @@
 //! solver hands to each call, so a build that joins late is served too and one that ends is forgotten.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -76,11 +75,13 @@ impl CacheMounts {
     }
 }
 
-/// How many vertices a build had and how they ended; for history.
-#[derive(Debug, Default)]
-pub struct Counters {
-    pub completed: AtomicUsize,
-    pub cached: AtomicUsize,
+/// How many vertices a build has announced, and how they ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepCounts {
+    pub total: usize,
+    /// Ended in whatever way: done, failed, cached.
+    pub completed: usize,
+    pub cached: usize,
 }
 
 /// A build, as operations and the solver's events reach it.
@@ -90,7 +91,6 @@ pub struct BuildContext {
     pub started: SystemTime,
     pub settings: BuildSettings,
     pub log: EventLog,
-    pub counters: Counters,
     /// Images that were looked up, by name and platform: one answer holds for the whole build.
     pub images: Mutex<HashMap<(String, Platform), ResolvedImage>>,
     /// Git references that were looked up, by address and name.
@@ -126,7 +126,6 @@ impl BuildContext {
             started: SystemTime::now(),
             settings,
             log,
-            counters: Counters::default(),
             images: Mutex::default(),
             git: Mutex::default(),
             http: Mutex::default(),
@@ -219,9 +218,15 @@ impl BuildContext {
         }
     }
 
-    /// Returns how many vertices were announced.
-    pub fn total(&self) -> usize {
-        self.vertices.lock().len()
+    /// Counts the vertices that were announced.
+    pub fn steps(&self) -> StepCounts {
+        let vertices = self.vertices.lock();
+        let ended = || vertices.values().filter(|vertex| vertex.completed.is_some());
+        StepCounts {
+            total: vertices.len(),
+            completed: ended().count(),
+            cached: ended().filter(|vertex| vertex.cached).count(),
+        }
     }
 
     /// Returns where a vertex was written, by the first source map that knows it: the innermost place first.
@@ -302,12 +307,9 @@ impl EventSink for BuildContext {
                 self.tell_reason(event.vertex.0, &miss);
             }
             VertexChange::Completed => {
-                self.counters.completed.fetch_add(1, Ordering::Relaxed);
                 self.update(event.vertex.0, |v| v.completed = Some(now));
             }
             VertexChange::Cached(_) => {
-                self.counters.completed.fetch_add(1, Ordering::Relaxed);
-                self.counters.cached.fetch_add(1, Ordering::Relaxed);
                 self.update(event.vertex.0, |v| {
                     v.started = v.started.or(Some(now));
                     v.completed = Some(now);

@@ -8,7 +8,6 @@ mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kiln_stdx::{Digest, ErrorClass};
@@ -121,9 +120,9 @@ impl Record {
     ) -> Self {
         let mut record = Self::started(request, started);
         record.completed = nanos(SystemTime::now());
-        record.total_steps = build.total();
-        record.completed_steps = build.counters.completed.load(Ordering::Relaxed);
-        record.cached_steps = build.counters.cached.load(Ordering::Relaxed);
+        let steps = build.steps();
+        (record.total_steps, record.completed_steps, record.cached_steps) =
+            (steps.total, steps.completed, steps.cached);
         record.warnings = build.log.warnings();
         record.generation = 1;
         match outcome {
@@ -140,7 +139,11 @@ impl Record {
     /// Returns the digests of everything that is kept beside the record.
     fn attached(&self) -> BTreeSet<String> {
         let single = [&self.failure, &self.logs, &self.trace, &self.reasons].into_iter().flatten();
-        single.chain(self.statements.values().flatten()).map(|attachment| attachment.digest.clone()).collect()
+        single
+            .chain(self.statements.values().flatten())
+            .chain(self.results.values())
+            .map(|attachment| attachment.digest.clone())
+            .collect()
     }
 }
 
@@ -208,6 +211,10 @@ impl History {
         if let Ok(json) = serde_json::to_vec(&build.reasons()) {
             record.reasons = self.attachments.add(REASONS_TYPE, &json);
         }
+        // Archives go to the client, and images may be deleted before the record is looked at.
+        for (media_type, document) in build.kept.take_documents() {
+            let _ = self.attachments.add(&media_type, &document);
+        }
         for (platform, kind, predicate) in build.kept.take_statements() {
             if let Some(mut attachment) = self.attachments.add(STATEMENT_TYPE, &predicate) {
                 attachment.annotations.insert(PREDICATE_KEY.to_owned(), kind);
@@ -222,6 +229,14 @@ impl History {
     /// Returns the bytes of what is kept beside a record.
     pub fn attachment(&self, digest: &Digest) -> Option<Vec<u8>> {
         self.attachments.get(digest)
+    }
+
+    /// Returns what was shown while a build ran that is over; none if it is not, or there is no such build. Empty if nothing
+    /// was kept.
+    pub fn logs(&self, reference: &str) -> Option<Vec<u8>> {
+        let record = self.get(reference).filter(|record| record.completed != 0)?;
+        let kept = record.logs.and_then(|logs| self.attachment(&logs.digest.parse().ok()?));
+        Some(kept.unwrap_or_default())
     }
 
     /// Returns all records, newest first.

@@ -61,6 +61,11 @@ impl BuiltImage {
         Ok(response)
     }
 
+    /// Returns the bytes of the manifest or index that stands for the whole.
+    pub fn document(&self) -> Option<Vec<u8>> {
+        Some(self.manifests.last()?.document_bytes()?.to_vec())
+    }
+
     /// Returns all pieces: blobs, then manifests.
     pub fn contents(&self) -> impl Iterator<Item = &Content> {
         self.blobs.iter().chain(&self.manifests)

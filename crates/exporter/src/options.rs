@@ -218,6 +218,8 @@ impl Options {
             files: FileOptions::default(),
             tar: true,
         };
+        // What is attested by default goes with images, and is too much for archives of them.
+        options.commit.inline_attestations = kind == ExporterKind::Image;
         for (name, value) in attributes {
             let images = !matches!(kind, ExporterKind::Local | ExporterKind::Tar);
             if images && options.commit.annotations.accept(name, value)? {

@@ -1,12 +1,14 @@
 //! Chains of more layers than the kernel's overlay takes: the lower part is made into one directory, once, whose files are
 //! links to those of its layers.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use kiln_snapshot::layer::flatten;
 use kiln_stdx::limits::OVERLAY_LAYERS;
 
 use crate::error::Result;
+use crate::layer::Layer;
 use crate::record::{LayerInfo, RecordType};
 use crate::refs::ImmutableRef;
 
@@ -17,16 +19,21 @@ const SPARE: usize = 8;
 
 impl ImmutableRef {
     /// Returns the chain to mount where this one is wanted, with the same view: itself, or a shorter one. Hold it as long as
-    /// it is mounted.
+    /// it is mounted. A layer that comes again is in it at its last place only, where it has its full effect: overlay takes
+    /// no directory twice.
     ///
     /// # Errors
     /// A layer is lazy, gone or damaged; the disk is full.
     pub fn mountable(&self) -> Result<ImmutableRef> {
-        let count = self.layers().len();
+        let mut seen = HashSet::new();
+        let mut single: Vec<Layer> =
+            self.layers().iter().rev().filter(|layer| seen.insert(layer.id())).cloned().collect();
+        single.reverse();
+        let count = single.len();
         if count + SPARE <= OVERLAY_LAYERS {
-            return Ok(self.clone());
+            return Ok(if count == self.layers().len() { self.clone() } else { self.store().ref_of_layers(single) });
         }
-        let (below, above) = self.layers().split_at(count - count % PART);
+        let (below, above) = single.split_at(count - count % PART);
         let below = self.store().ref_of_layers(below.to_vec());
         let mut layers = below.flat()?.layers().to_vec();
         layers.extend_from_slice(above);
@@ -39,7 +46,7 @@ impl ImmutableRef {
         // Two who want the same chain would make two; those who want others wait little, as only names are made.
         let _one = store.0.flattening.lock();
         let chain = self.layer_ids();
-        let known = |layer: &crate::Layer| layer.record_type() == RecordType::Internal && layer.chain() == chain;
+        let known = |layer: &Layer| layer.record_type() == RecordType::Internal && layer.chain() == chain;
         if let Some(layer) = store.layers().into_iter().find(known) {
             let flat = store.ref_of_layers(vec![layer]);
             if store.check(&flat).is_ok() {

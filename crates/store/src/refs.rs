@@ -172,17 +172,9 @@ impl Store {
         ImmutableRef::new(self.clone(), layers)
     }
 
-    /// The chains on top of each other, the first one lowest. A layer that comes again counts at its last place only,
-    /// where it has its full effect.
+    /// The chains on top of each other, the first one lowest. A layer that comes again is there again: what the whole
+    /// makes differ from its lower part is then still the layers above that.
     pub fn concat(&self, refs: &[ImmutableRef]) -> ImmutableRef {
-        let mut seen = std::collections::HashSet::new();
-        let mut layers: Vec<Layer> = Vec::new();
-        for layer in refs.iter().flat_map(|r| r.layers()).rev() {
-            if seen.insert(layer.id()) {
-                layers.push(layer.clone());
-            }
-        }
-        layers.reverse();
-        ImmutableRef::new(self.clone(), layers)
+        ImmutableRef::new(self.clone(), refs.iter().flat_map(|r| r.layers()).cloned().collect())
     }
 }

@@ -9,7 +9,7 @@ use kiln_session::proto::content::ReadContentRequest;
 use kiln_session::proto::content::content_client::ContentClient;
 use kiln_session::proto::control::control_client::ControlClient;
 use kiln_session::proto::control::{
-    BuildHistoryRecord, BuildHistoryRequest, Descriptor, Exporter, SolveRequest, StatusResponse,
+    BuildHistoryRecord, BuildHistoryRequest, Descriptor, Exporter, SolveRequest, StatusRequest, StatusResponse,
 };
 use kiln_stdx::Digest;
 use kiln_testkit::{Image, TestEnv};
@@ -91,6 +91,9 @@ fn a_definition_that_a_step_makes_is_built() {
         let record = record(&channel, "nested").await;
         let result = record.result.expect("a result");
         assert_eq!(result.results.len(), 1, "one output delivered an image");
+        let image = read(&channel, result.results.get(&0).cloned()).await;
+        let image: serde_json::Value = serde_json::from_slice(&image).expect("JSON");
+        assert!(image["schemaVersion"] == 2, "{image}");
         let statement = read(&channel, result.attestations.first().cloned()).await;
         let statement: serde_json::Value = serde_json::from_slice(&statement).expect("JSON");
         assert!(statement["buildDefinition"].is_object(), "{statement}");
@@ -124,6 +127,13 @@ fn what_was_shown_and_what_failed_is_kept() {
             rest = &after[length..];
         }
         assert_eq!(String::from_utf8_lossy(&said), "so far so good\n");
+        let request = StatusRequest { r#ref: record.r#ref.clone() };
+        let mut events = ControlClient::new(channel.clone()).status(request).await.expect("events").into_inner();
+        let mut again = Vec::new();
+        while let Some(response) = events.message().await.expect("events") {
+            again.extend(response.logs.iter().flat_map(|log| log.msg.to_vec()));
+        }
+        assert_eq!(again, said, "what a build printed is told again when it is over");
         let trace = String::from_utf8(read(&channel, record.trace.clone()).await).expect("text");
         assert!(trace.lines().count() > 1 && trace.contains("exit code: 3"), "{trace}");
     });

@@ -34,7 +34,7 @@ fn layout_with(dir: &Path, blob: &[u8]) -> Digest {
     std::fs::create_dir_all(&blobs).expect("mkdir");
     std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("write");
     std::fs::write(dir.join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).expect("write");
-    std::fs::write(blobs.join(digest.hex().to_string()), blob).expect("write");
+    std::fs::write(blobs.join(digest.hex()), blob).expect("write");
     digest
 }
 
@@ -55,7 +55,7 @@ fn a_blob_of_a_registry_is_a_file() {
     // Another name of the file is another step; the blob is asked for, but not sent again.
     registry.take_lines();
     let _ = fetch(&env, &identifier, &[], None, &dest).ok();
-    assert!(dest.join(digest.hex().to_string()).is_file());
+    assert!(dest.join(digest.hex()).is_file());
     let head = format!("HEAD /v2/me/app/blobs/{digest}");
     assert_eq!(registry.take_lines().into_iter().filter(|line| line.contains("blobs")).collect::<Vec<_>>(), [head]);
 
@@ -64,7 +64,7 @@ fn a_blob_of_a_registry_is_a_file() {
     let manifest = Digest::of("{\"schemaVersion\":2}");
     let identifier = format!("docker-image+blob://{}/me/app@{manifest}", registry.host);
     let _ = fetch(&env, &identifier, &[], None, &dest).ok();
-    assert!(dest.join(manifest.hex().to_string()).is_file());
+    assert!(dest.join(manifest.hex()).is_file());
 
     let gone = format!("docker-image+blob://{}/me/app@{}", registry.host, Digest::of("gone"));
     let _ = fetch(&env, &gone, &[], None, &dest).fails_with("not found");
@@ -83,7 +83,7 @@ fn a_blob_of_a_layout_is_a_file() {
     let gone = format!("oci-layout+blob://not/real@{}", Digest::of("gone"));
     let _ = fetch(&env, &gone, &attrs, Some(&layout), &dest).fails_with("is not in the OCI layout");
     // Bytes that are not what they are called do not come through.
-    std::fs::write(layout.join("blobs/sha256").join(Digest::of("true").hex().to_string()), "false").expect("write");
+    std::fs::write(layout.join("blobs/sha256").join(Digest::of("true").hex()), "false").expect("write");
     let forged = format!("oci-layout+blob://not/real@{}", Digest::of("true"));
     let done = fetch(&env, &forged, &attrs, Some(&layout), &dest);
     assert_ne!(done.code, Some(0), "{}", done.report());

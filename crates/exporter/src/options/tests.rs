@@ -10,7 +10,8 @@ fn parse(kind: &str, attributes: &[(&str, &str)]) -> Result<Options> {
 #[test]
 fn defaults_are_those_of_the_protocol() {
     let options = parse("image", &[]).unwrap();
-    assert_eq!((options.image.clone(), options.commit.clone()), (ImageOptions::default(), CommitOptions::default()));
+    let commit = CommitOptions { inline_attestations: true, ..CommitOptions::default() };
+    assert_eq!((options.image.clone(), options.commit.clone()), (ImageOptions::default(), commit));
     assert!(options.tar && options.image.store && !options.image.push);
     assert_eq!(options.commit.compression.kind, Kind::Gzip);
 }
@@ -78,4 +79,11 @@ fn names_are_completed() {
     assert_eq!(text, ["docker.io/library/a:latest", "docker.io/me/b:2", "localhost:5000/c:latest"]);
     assert!(names("").unwrap().is_empty());
     assert!(names("a,").is_err());
+}
+
+#[test]
+fn what_is_attested_by_default_goes_with_images_alone() {
+    let inline = |kind, attributes: &[(&str, &str)]| parse(kind, attributes).unwrap().commit.inline_attestations;
+    assert!(inline("image", &[]) && !inline("oci", &[]) && !inline("docker", &[]));
+    assert!(inline("oci", &[("attestation-inline", "true")]) && !inline("image", &[("attestation-inline", "false")]));
 }
