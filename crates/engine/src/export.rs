@@ -133,8 +133,8 @@ pub async fn run(
             examine(bridge.parts(), &source).await;
         }
         vertex.end(outcome.as_ref().err().map(ToString::to_string));
-        let (told, document) = outcome?;
-        bridge.build().kept.delivered(number, &told, document);
+        let (told, documents) = outcome?;
+        bridge.build().kept.delivered(number, &told, documents);
         response.exporter.extend(told);
     }
     Ok(response)
@@ -167,7 +167,7 @@ async fn one(
     exporter: &Exporter,
     source: &ExportSource,
     progress: Arc<VertexProgress>,
-) -> Result<(BTreeMap<String, String>, Option<Vec<u8>>), EngineError> {
+) -> Result<(BTreeMap<String, String>, Vec<(String, Vec<u8>)>), EngineError> {
     let parts = bridge.parts();
     let cancel = tokio_util::sync::CancellationToken::new();
     let fetching = Progress::of_build(bridge.build(), progress.vertex);
@@ -197,7 +197,7 @@ async fn one(
         built.push(&parts.registry, &credentials).await?;
     }
     fault::point("engine.export.done")?;
-    Ok((built.response, built.document))
+    Ok((built.response, built.documents))
 }
 
 /// Brings layers that nobody read so far and that this output reads. What is returned keeps them.

@@ -77,6 +77,8 @@ pub struct Record {
     pub reasons: Option<Attachment>,
     /// What outputs delivered, by their number.
     pub results: BTreeMap<usize, Attachment>,
+    /// The manifests and indexes of images among them.
+    pub documents: Vec<Attachment>,
     /// What is told of the results, by platform; under no name for a result without platforms.
     pub statements: BTreeMap<String, Vec<Attachment>>,
 }
@@ -141,7 +143,7 @@ impl Record {
         let single = [&self.failure, &self.logs, &self.trace, &self.reasons].into_iter().flatten();
         single
             .chain(self.statements.values().flatten())
-            .chain(self.results.values())
+            .chain(&self.documents)
             .map(|attachment| attachment.digest.clone())
             .collect()
     }
@@ -213,7 +215,7 @@ impl History {
         }
         // Archives go to the client, and images may be deleted before the record is looked at.
         for (media_type, document) in build.kept.take_documents() {
-            let _ = self.attachments.add(&media_type, &document);
+            record.documents.extend(self.attachments.add(&media_type, &document));
         }
         for (platform, kind, predicate) in build.kept.take_statements() {
             if let Some(mut attachment) = self.attachments.add(STATEMENT_TYPE, &predicate) {

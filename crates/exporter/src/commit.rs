@@ -61,9 +61,10 @@ impl BuiltImage {
         Ok(response)
     }
 
-    /// Returns the bytes of the manifest or index that stands for the whole.
-    pub fn document(&self) -> Option<Vec<u8>> {
-        Some(self.manifests.last()?.document_bytes()?.to_vec())
+    /// Returns media type and bytes of every manifest and index.
+    pub fn documents(&self) -> Vec<(String, Vec<u8>)> {
+        let of = |content: &Content| Some((content.descriptor.media_type.clone(), content.document_bytes()?.to_vec()));
+        self.manifests.iter().filter_map(of).collect()
     }
 
     /// Returns all pieces: blobs, then manifests.

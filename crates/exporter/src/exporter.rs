@@ -31,8 +31,8 @@ pub struct Exporter {
 pub struct Built {
     /// What the client is told: `containerimage.digest` and others.
     pub response: BTreeMap<String, String>,
-    /// The manifest or index that `containerimage.descriptor` of the response names.
-    pub document: Option<Vec<u8>>,
+    /// Media type and bytes of an image's manifests and indexes.
+    pub documents: Vec<(String, Vec<u8>)>,
     pub output: Output,
     context: ExportContext,
 }
@@ -102,7 +102,7 @@ impl Exporter {
     /// A result that this exporter cannot put out, layers that cannot be had, damage.
     pub fn build(&self, context: &ExportContext, source: &ExportSource) -> Result<Built> {
         let options = &self.options;
-        let built = |response, document, output| Built { response, document, output, context: context.clone() };
+        let built = |response, documents, output| Built { response, documents, output, context: context.clone() };
         match options.kind {
             ExporterKind::Local | ExporterKind::Tar => {
                 let files = Arc::new(FileSet::collect(context, &options.files, source)?);
@@ -111,7 +111,7 @@ impl Exporter {
                     ExporterKind::Local => Output::Directory { files, mirror },
                     _ => Output::Tarball(files),
                 };
-                Ok(built(BTreeMap::new(), None, output))
+                Ok(built(BTreeMap::new(), Vec::new(), output))
             }
             ExporterKind::Oci | ExporterKind::Docker => {
                 let image = commit::build(context, options.kind, &options.commit, LayerBytes::Needed, source)?;
@@ -120,7 +120,7 @@ impl Exporter {
                     true => Output::Archive(Archive::new(context, &image, options.kind == ExporterKind::Docker)?),
                     false => Output::Layout(image.contents().cloned().collect()),
                 };
-                Ok(built(response, image.document(), output))
+                Ok(built(response, image.documents(), output))
             }
             ExporterKind::Image => {
                 let bytes = if self.needs_bytes() { LayerBytes::Needed } else { LayerBytes::MayBeElsewhere };
@@ -134,7 +134,7 @@ impl Exporter {
                 let response = image.response()?;
                 Ok(built(
                     response,
-                    image.document(),
+                    image.documents(),
                     Output::Image { image: Box::new(image), options: options.clone() },
                 ))
             }

@@ -128,6 +128,10 @@ fn parse(filter: &str) -> Result<Vec<Condition>> {
             None => Test::Present,
             Some(op) => {
                 reader.rest = &reader.rest[2..];
+                // An operator is as long as it can be: a value that begins like one has to be quoted.
+                if reader.rest.starts_with(['=', '!', '~']) {
+                    return Err(reader.bad("no such operator"));
+                }
                 let value = reader.value()?;
                 match op {
                     "==" => Test::Equal(value),
@@ -182,7 +186,7 @@ mod tests {
         for (filters, want) in cases {
             assert_eq!(Filters::parse(filters).unwrap().matches(&record()), *want, "{filters:?}");
         }
-        for bad in ["==x", "id=x", "id~=(", "id==a,", "\"id", "id==\"a"] {
+        for bad in ["==x", "id=x", "id~=(", "id==a,", "\"id", "id==\"a", "id===a"] {
             assert!(Filters::parse(&[bad]).is_err(), "{bad}");
         }
     }

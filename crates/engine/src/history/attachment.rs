@@ -54,13 +54,15 @@ pub struct Kept {
 
 #[derive(Default)]
 struct Inner {
-    results: BTreeMap<usize, (Attachment, Option<Vec<u8>>)>,
+    results: BTreeMap<usize, Attachment>,
+    documents: Vec<(String, Vec<u8>)>,
     statements: Vec<(String, String, bytes::Bytes)>,
 }
 
 impl Kept {
-    /// Notes what output number `output` delivered, by what it told its client, with the manifest or index itself.
-    pub fn delivered(&self, output: usize, response: &BTreeMap<String, String>, document: Option<Vec<u8>>) {
+    /// Notes what output number `output` delivered, by what it told its client, with media type and bytes of
+    /// the manifests and indexes that it consists of.
+    pub fn delivered(&self, output: usize, response: &BTreeMap<String, String>, documents: Vec<(String, Vec<u8>)>) {
         use base64::Engine as _;
         let Some(text) = response.get("containerimage.descriptor") else { return };
         let json = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
@@ -71,7 +73,9 @@ impl Kept {
             size: descriptor.size,
             annotations: descriptor.annotations.into_iter().collect(),
         };
-        self.inner.lock().results.insert(output, (attachment, document));
+        let mut inner = self.inner.lock();
+        inner.results.insert(output, attachment);
+        inner.documents.extend(documents);
     }
 
     /// Notes what is told of one platform's result; `platform` is empty for a result without platforms.
@@ -81,13 +85,12 @@ impl Kept {
 
     /// Returns what the outputs delivered.
     pub fn results(&self) -> BTreeMap<usize, Attachment> {
-        self.inner.lock().results.iter().map(|(output, (attachment, _))| (*output, attachment.clone())).collect()
+        self.inner.lock().results.clone()
     }
 
-    /// Returns the documents of what the outputs delivered with their media types, and forgets them.
+    /// Returns media type and bytes of what images consist of, and forgets them.
     pub fn take_documents(&self) -> Vec<(String, Vec<u8>)> {
-        let mut inner = self.inner.lock();
-        inner.results.values_mut().filter_map(|(of, bytes)| Some((of.media_type.clone(), bytes.take()?))).collect()
+        std::mem::take(&mut self.inner.lock().documents)
     }
 
     /// Returns platform, predicate type and predicate of everything that was told, and forgets it.
