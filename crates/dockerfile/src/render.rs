@@ -31,10 +31,33 @@ fn shortened(line: &str) -> String {
     }
 }
 
+/// Widens a range of lines, counted from one: by two lines each way when it is one line, else by one; what one end lacks
+/// goes to the other.
+pub fn window(first: usize, last: usize, count: usize) -> (usize, usize) {
+    let (mut from, mut to) = (first, last.max(first));
+    let budget = if from == to { 4 } else { 2 };
+    let mut spent = 0;
+    while spent < budget {
+        if from > 1 {
+            from -= 1;
+            spent += 1;
+        }
+        if to < count {
+            to += 1;
+            spent += 1;
+        }
+        spent += 1;
+    }
+    (from, to)
+}
+
 impl<'a> Drawing<'a> {
     /// Splits the file into lines.
     pub fn new(source: &'a SourceFile) -> Self {
-        Self { name: &source.name, lines: source.lines() }
+        // As the field's tools count: after the last line's end there is one more, which is empty.
+        let lines =
+            String::from_utf8_lossy(&source.data).split('\n').map(|l| l.trim_end_matches('\r').to_owned()).collect();
+        Self { name: &source.name, lines }
     }
 
     /// Renders the lines around `spans`:
@@ -60,14 +83,12 @@ impl<'a> Drawing<'a> {
         marked.sort_unstable();
         marked.dedup();
         let (Some(&first), Some(&last)) = (marked.first(), marked.last()) else { return String::new() };
-        let around = if first == last { 2 } else { 1 };
-        let begin = first.saturating_sub(around);
-        let end = (last + 1 + around).min(lines.len());
+        let (begin, end) = window(first + 1, last + 1, lines.len());
+        let begin = begin - 1;
         let mut out = format!("{}:{}\n{RULE}\n", self.name, first + 1);
         for (i, line) in lines.iter().enumerate().take(end.min(begin + HEIGHT)).skip(begin) {
             let mark = if marked.binary_search(&i).is_ok() { ">>>" } else { "   " };
-            out.push_str(format!(" {:>3} | {mark} {}", i + 1, shortened(line)).trim_end());
-            out.push('\n');
+            out.push_str(&format!(" {:>3} | {mark} {}\n", i + 1, shortened(line)));
         }
         if end > begin + HEIGHT {
             out.push_str("     | …\n");

@@ -43,7 +43,7 @@ fn draw(name: &str, lines: &[String], ranges: &[pb::Range]) -> Option<String> {
     if first == 0 || first > lines.len() {
         return None;
     }
-    let (from, to) = window(first, last, lines.len());
+    let (from, to) = kiln_dockerfile::render::window(first, last, lines.len());
     let mut out = format!("{name}:{first}\n--------------------\n");
     for (number, line) in lines.iter().enumerate().map(|(i, l)| (i + 1, l)).skip(from - 1).take(to + 1 - from) {
         let hit =
@@ -69,25 +69,6 @@ fn carets(range: &pb::Range, line: &str) -> Option<String> {
     let before: String = line.chars().take(from).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
     let width = to.min(count).saturating_sub(from).max(1);
     (from < count).then(|| format!("{before}{}", "^".repeat(width)))
-}
-
-/// Widens a range of lines: by two lines each way when it is one line, else by one; what one end lacks goes to the other.
-fn window(first: usize, last: usize, count: usize) -> (usize, usize) {
-    let (mut from, mut to) = (first, last.max(first));
-    let budget = if from == to { 4 } else { 2 };
-    let mut spent = 0;
-    while spent < budget {
-        if from > 1 {
-            from -= 1;
-            spent += 1;
-        }
-        if to < count {
-            to += 1;
-            spent += 1;
-        }
-        spent += 1;
-    }
-    (from, to)
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 
 use kiln_dockerfile::subrequest;
 use kiln_dockerfile::{
-    BuildOptions, Diagnostic, DockerfileError, Lowered, MainContext, Resolved, ResolvedImage, Wanted, ast::Dockerfile,
+    BuildOptions, Diagnostic, DockerfileError, FrontendOptions, Lowered, MainContext, Resolved, ResolvedImage, Wanted,
+    ast::Dockerfile,
 };
 use kiln_llb::builder::ResolveMode;
 use kiln_llb::{Definition, pb};
 use kiln_oci::Platform;
 use kiln_stdx::{Digest, ErrorClass, StableHasher};
 
-use super::options::{Files, options};
+use super::options::Files;
 use crate::bridge::{Bridge, FrontendResult, ResultRefs};
 use crate::build::CacheMounts;
 use crate::error::{EngineError, Location, Unsupported};
@@ -33,10 +34,9 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     if question == Some(subrequest::DESCRIBE) {
         return Ok(FrontendResult { metadata: subrequest::describe(), ..FrontendResult::default() });
     }
-    super::options::check_caps(&request.attrs)?;
-    let mut files = Files::new(request, &bridge.build().settings.session)?;
-    let platforms = super::options::platforms(&request.attrs)?;
-    bridge.set_slots(slots(request, &platforms));
+    let options = super::options::parse(request, &bridge.build().settings.session)?;
+    let mut files = Files::new(request, &options)?;
+    bridge.set_slots(slots(request, &options.platforms));
     bridge.build().circumstances.lock().no_cache = match request.attrs.get("no-cache").map(String::as_str) {
         Some("") => Some("--no-cache".to_owned()),
         Some(stages) => Some(format!("--no-cache-filter={stages}")),
@@ -57,8 +57,7 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let parsed = kiln_dockerfile::parse(&source.name, &source.text);
     let ignore = read_ignore_file(bridge, &files).await?;
     if let Some(question) = question {
-        let mut options = options(request, &files)?;
-        options.target_platform = platforms.first().cloned();
+        let mut options = files.options(&options, options.platforms.first());
         options.ignore_patterns.clone_from(&ignore.patterns);
         options.source_definition.clone_from(&source.definition);
         let metadata = answer_question(bridge, question, parsed, options, &source).await?;
@@ -68,8 +67,7 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         warn(bridge, &e.warnings, &source);
         located(e, &source)
     })?;
-    let task = Task { bridge, request, files: &files, source: &source, file: &file, ignore };
-    task.build(&platforms).await
+    Task { bridge, request, options: &options, files: &files, source: &source, file: &file, ignore }.build().await
 }
 
 /// Places an error that has no place at the line that asks for the frontend.
@@ -89,6 +87,7 @@ fn at_syntax(mut error: EngineError, request: &FrontendRequest, source: &SourceF
 struct Task<'a> {
     bridge: &'a Bridge,
     request: &'a FrontendRequest,
+    options: &'a FrontendOptions,
     files: &'a Files,
     source: &'a SourceFile,
     file: &'a Dockerfile,
@@ -96,9 +95,9 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    async fn build(&self, platforms: &[Platform]) -> Result<FrontendResult, EngineError> {
-        let Self { bridge, request, source, .. } = self;
-        let multi = platforms.len() > 1 || request.attrs.get("multi-platform").is_some_and(|v| v == "true" || v == "1");
+    async fn build(&self) -> Result<FrontendResult, EngineError> {
+        let Self { bridge, options, source, .. } = self;
+        let (platforms, multi) = (&options.platforms, options.build.multi_platform);
         let mut result = FrontendResult::default();
         let mut refs = std::collections::BTreeMap::new();
         let mut names = Vec::new();
@@ -107,7 +106,7 @@ impl Task<'_> {
         let scanner = self.scanner().await?;
         let mut scans = Vec::new();
         for platform in wanted {
-            let lowered = self.lower(platform, multi).await?;
+            let lowered = self.lower(platform).await?;
             // What is wrong with the file is wrong for every platform; once is enough.
             if names.is_empty() {
                 warn(bridge, &lowered.warnings, source);
@@ -151,14 +150,12 @@ impl Task<'_> {
     async fn scanner(&self) -> Result<Option<sbom::Scanner>, EngineError> {
         let attrs = &self.request.attrs;
         let Some(wanted) = sbom::Options::of(attrs)? else { return Ok(None) };
-        let pull = attrs.get("image-resolve-mode").is_some_and(|mode| mode == "pull");
+        let pull = self.options.build.resolve_mode == ResolveMode::Pull;
         sbom::Scanner::choose(self.bridge, &wanted, &Platform::host(), pull).await.map(Some)
     }
 
-    async fn lower(&self, platform: Option<Platform>, multi: bool) -> Result<Lowered, EngineError> {
-        let mut options = options(self.request, self.files)?;
-        options.target_platform = platform;
-        options.multi_platform = multi;
+    async fn lower(&self, platform: Option<Platform>) -> Result<Lowered, EngineError> {
+        let mut options = self.files.options(self.options, platform.as_ref());
         options.ignore_patterns.clone_from(&self.ignore.patterns);
         options.source_definition.clone_from(&self.source.definition);
         let lowered = compile(self.bridge, self.file, &options, self.source).await?;
