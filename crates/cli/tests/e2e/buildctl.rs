@@ -180,3 +180,35 @@ fn standard_input_and_output_become_a_connection() {
     let done = run(&env, &own(&env), &["dial-stdio"]).stdin(greeting).finish();
     assert!(done.code == Some(0) && done.stdout.get(3) == Some(&4), "{}", done.report());
 }
+
+#[test]
+fn options_of_the_frontend_are_checked_before_anything_is_built() {
+    let env = crate::env();
+    env.context(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    let _ = env.build(&["-o", "type=cacheonly"]).ok();
+    let ctx = env.ctx().display().to_string();
+    let (context, dockerfile) = (format!("context={ctx}"), format!("dockerfile={ctx}"));
+    let image = env.out("image.tar");
+    let output = format!("type=oci,dest={}", image.display());
+    let ask = |options: &[&str]| {
+        let options = options.iter().flat_map(|option| ["--opt", option]);
+        let args: Vec<&str> = build_args(&context, &dockerfile, &output).into_iter().chain(options).collect();
+        run(&env, &own(&env), &args).finish()
+    };
+    for (options, error) in [
+        (&["multi-platform=maybe"][..], "invalid boolean value for multi-platform: maybe"),
+        (&["multi-platform=false", "platform=linux/amd64,linux/arm64"], "conflicting config"),
+        (&["add-hosts=db:10.0.0.1"], "invalid key-value pair db:10.0.0.1"),
+        (&["ulimit=nofiles=1"], "invalid ulimit type: nofiles"),
+        (&["ulimit=nofile=2:1"], "soft limit must be less than or equal to hard limit"),
+        (&["memory=0"], "invalid memory value: 0: must be > 0"),
+        (&["cpusetcpus=x"], "invalid cpusetcpus value: x"),
+        (&["cache-imports=x"], "failed to unmarshal cache-imports"),
+        (&["override-copy-image=x"], "support for \"override-copy-image\" was removed"),
+    ] {
+        let done = ask(options).fails_with(error);
+        assert!(!done.err().contains("COPY"), "{options:?}: {}", done.err());
+    }
+    let _ = ask(&["build-arg:BUILDKIT_MULTI_PLATFORM=1", "ulimit=nofile=10:20"]).ok();
+    assert!(image.exists());
+}
