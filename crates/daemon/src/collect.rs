@@ -13,6 +13,9 @@ use crate::space::Space;
 /// How long after a build ends, at the earliest, and how often at most.
 const AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(60);
+/// How often is looked at the disk while builds run, and how many times as long as it took the rules rest afterwards.
+const LOOK: Duration = Duration::from_millis(250);
+const REST: u32 = 10;
 const HOUR: Duration = Duration::from_secs(3600);
 const GIGA: u64 = 1_000_000_000;
 
@@ -101,8 +104,59 @@ impl GcRule {
     }
 }
 
-/// Applies the rules when the engine starts and after builds, until `stop`.
+/// Applies the rules when the engine starts, after builds, and while builds fill the disk, until `stop`.
 pub async fn run(engine: Engine, policies: Arc<Vec<PrunePolicy>>, stop: CancellationToken) {
+    tokio::select! {
+        () = after_builds(engine.clone(), policies.clone(), stop) => {}
+        () = during_builds(engine, policies) => {}
+    }
+}
+
+/// Applies the rules whenever builds have written so much that it may matter. What builds hold stays.
+async fn during_builds(engine: Engine, policies: Arc<Vec<PrunePolicy>>) {
+    let mut active = engine.active();
+    let grain = grain(&policies);
+    let store = &engine.parts().store;
+    let look = || (store.disk_space().0, store.layers().len());
+    let (mut free, mut layers) = look();
+    // What was written counts only when it has become a layer, or was one of a cache mount.
+    let mut owed = false;
+    loop {
+        let idle = *active.borrow_and_update() == 0;
+        if idle && !owed {
+            if active.changed().await.is_err() {
+                return;
+            }
+            (free, layers) = look();
+            continue;
+        }
+        tokio::time::sleep(if idle { AFTER } else { LOOK }).await;
+        let now = look();
+        let wrote = free.saturating_sub(now.0) >= grain;
+        let due = wrote || (owed && (idle || layers != now.1));
+        free = if wrote { now.0 } else { free.max(now.0) };
+        owed |= wrote;
+        if !due {
+            continue;
+        }
+        layers = now.1;
+        owed &= !idle;
+        let begun = tokio::time::Instant::now();
+        apply(&engine, policies.clone()).await;
+        // Where there is much to look through it is done less often.
+        tokio::time::sleep(begun.elapsed() * REST).await;
+        free = store.disk_space().0;
+    }
+}
+
+/// Returns how many bytes may be written before the rules are applied again: a small part of the tightest budget.
+fn grain(policies: &[PrunePolicy]) -> u64 {
+    let tightest = policies.iter().map(|policy| policy.max_used_space).filter(|bytes| *bytes > 0).min();
+    (tightest.unwrap_or(u64::MAX) / 32).clamp(1 << 20, 64 << 20)
+}
+
+/// Applies the rules when the engine starts and after builds, until `stop`.
+async fn after_builds(engine: Engine, policies: Arc<Vec<PrunePolicy>>, stop: CancellationToken) {
     let mut active = engine.active();
     loop {
         let quiet = async {
@@ -147,6 +201,17 @@ mod tests {
         assert_eq!(policies[1].keep_duration, Duration::from_secs(60 * 24 * 3600));
         assert!(policies[2].max_used_space > 0 && policies[2].max_used_space <= 100 * GIGA);
         assert!(policies[3].all && !policies[2].all);
+    }
+
+    #[test]
+    fn the_tightest_budget_says_how_often() {
+        let of = |sizes: &[u64]| {
+            let policy = |bytes: &u64| PrunePolicy { max_used_space: *bytes, ..PrunePolicy::default() };
+            grain(&sizes.iter().map(policy).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&[]), 64 << 20);
+        assert_eq!(of(&[0, 320 << 20, 3200 << 20]), 10 << 20);
+        assert_eq!((of(&[5]), of(&[1 << 40])), (1 << 20, 64 << 20));
     }
 
     #[test]

@@ -145,6 +145,8 @@ pub struct Run {
     pub security: Security,
     /// Values of `--device`.
     pub devices: Vec<RunDevice>,
+    /// How old a result may be that is taken from the cache, in seconds: `# kiln: max-age=...`.
+    pub max_age: Option<u64>,
 }
 
 /// A `--mount` as written; its values are expanded when the instruction is lowered.

@@ -34,6 +34,8 @@ pub struct BuildSettings {
     pub entitlements: Vec<String>,
     /// Size of `/dev/shm` in bytes for steps of this build.
     pub shm_size: Option<u64>,
+    /// How old results of steps may be that are taken from the cache, in seconds.
+    pub max_age: Option<u64>,
     /// What becomes of cache mounts.
     pub cache_mounts: CacheMounts,
     /// Whether its client may look at what failed steps leave.

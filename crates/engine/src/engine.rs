@@ -26,6 +26,8 @@ use crate::request::{FrontendRequest, SolveRequest, SolveResponse};
 
 /// Frontend attribute of kiln's own client: the secret that holds certificate authorities for steps.
 const CA_ATTR: &str = "kiln:build-ca";
+/// Frontend attribute of kiln's own client: how old results of steps may be, in seconds.
+const MAX_AGE_ATTR: &str = "kiln:max-age";
 /// How long a status or gateway call waits for the build it names: both may come before the build itself.
 const BUILD_WAIT: Duration = Duration::from_secs(3);
 /// How long the events of an ended build stay for readers that come late.
@@ -361,6 +363,7 @@ impl OpenBuild {
             session: request.session.clone(),
             entitlements: request.entitlements.clone(),
             shm_size: None,
+            max_age: request.frontend_attrs.get(MAX_AGE_ATTR).and_then(|seconds| seconds.parse().ok()),
             cache_mounts: CacheMounts::of_attr(request.frontend_attrs.get(CacheMounts::ATTR)),
             keeps_wrecks: is_driven_by_client(request),
         };

@@ -105,6 +105,11 @@ impl KeyStore<ImmutableRef> for StoreKeys {
         Ok(RecordsFound { records, gone })
     }
 
+    fn made(&self, key: KeyId, id: &RecordId) -> Option<u64> {
+        let (row, _) = self.find(key, id)?;
+        Some(u64::MAX - u64::from_be_bytes(row.get(32..40)?.try_into().ok()?))
+    }
+
     async fn load(&self, _: &OpContext, key: KeyId, id: &RecordId) -> Result<Loaded<ImmutableRef>, KeyStoreError> {
         let damaged = |detail: &str| Ok(Loaded::Gone(Gone::Damaged { detail: detail.to_owned() }));
         let Some((_, json)) = self.find(key, id) else { return damaged("the record is gone") };
@@ -194,11 +199,26 @@ impl StoreKeys {
     }
 }
 
-/// Returns the rows of a slot: by the words of the step in its stage, and by its place.
-fn slot_keys(slot: &StepSlot) -> [Vec<u8>; 2] {
-    let (place, words) = slot.0.split_once('\0').unwrap_or((&slot.0, ""));
+/// Returns the rows of a slot: by the words of the step in its stage, and by its place; then the same for the step on any
+/// platform, for one that was never built on its own.
+fn slot_keys(slot: &StepSlot) -> Vec<Vec<u8>> {
+    let (any, own) = slot.0.split_once('\0').unwrap_or(("", &slot.0));
+    let (place, words) = own.split_once('\0').unwrap_or((own, ""));
+    let mut names = rows_of(place, words);
+    if let Some((_, step)) = place.split_once('\n') {
+        // Where several platforms are built at once, a stage is named by its platform, too.
+        let step = match step.split_once(' ') {
+            Some((platform, rest)) if platform.contains('/') => rest,
+            _ => step,
+        };
+        names.extend(rows_of(&format!("{any}\n{step}"), words));
+    }
+    names.into_iter().map(|name| Digest::of(name).as_bytes().to_vec()).collect()
+}
+
+fn rows_of(place: &str, words: &str) -> Vec<String> {
     let stage = place.rsplit_once('\n').map_or(place, |(stage, _)| stage);
-    [format!("{stage}\0{words}"), place.to_owned()].map(|name| Digest::of(name).as_bytes().to_vec())
+    vec![format!("{stage}\0{words}"), place.to_owned()]
 }
 
 fn key_id(bytes: &[u8]) -> Option<KeyId> {

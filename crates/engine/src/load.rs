@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kiln_llb::op::MountKind;
-use kiln_llb::{Graph, Op as LlbOp, Vertex as LlbVertex};
-use kiln_solver::{Bound, CacheUse, Edge, Op, StepSlot, Vertex, VertexDigest, VertexOptions};
+use kiln_llb::{Graph, Op as LlbOp, Vertex as LlbVertex, attr};
+use kiln_solver::{Bound, CacheUse, Edge, MaxAge, Op, StepSlot, Vertex, VertexDigest, VertexOptions};
 use kiln_store::ImmutableRef;
 
 use crate::build::{BuildContext, CacheMounts};
@@ -37,6 +38,7 @@ pub fn vertices(
                 name: vertex.name.clone(),
                 options: VertexOptions {
                     cache: if ignores_cache(vertex, build) { CacheUse::Ignore } else { CacheUse::Use },
+                    max_age: max_age(vertex, build),
                     slot,
                     // A source waits for the network and a nested build for other vertices: neither may hold a slot
                     // that a step needs.
@@ -58,6 +60,24 @@ fn ignores_cache(vertex: &LlbVertex, build: &BuildContext) -> bool {
         _ => false,
     };
     vertex.ignore_cache() || (build.settings.cache_mounts == CacheMounts::Emptied && has_cache_mount())
+}
+
+/// Returns how old a result of a step that runs a process may be: what the build says, or the step, if that is less. What
+/// other operations make follows from their inputs, and sources are asked anew by every build.
+fn max_age(vertex: &LlbVertex, build: &BuildContext) -> Option<MaxAge> {
+    if !matches!(vertex.op, LlbOp::Exec(_)) {
+        return None;
+    }
+    let own = vertex.metadata.description.get(attr::MAX_AGE).and_then(|seconds| seconds.parse().ok());
+    bound(own, build.settings.max_age, build.started)
+}
+
+fn bound(own: Option<u64>, build: Option<u64>, started: SystemTime) -> Option<MaxAge> {
+    let seconds = own.into_iter().chain(build).min()?;
+    // What a build makes itself is young enough to its end.
+    let begun = started.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let not_before = begun.saturating_sub(Duration::from_secs(seconds));
+    Some(MaxAge { seconds, not_before: u64::try_from(not_before.as_nanos()).unwrap_or(u64::MAX) })
 }
 
 /// Returns the solver's edge for an edge of a definition.
@@ -107,7 +127,8 @@ pub fn check_entitlement(parts: &Parts, build: &BuildContext, name: &str) -> Res
 }
 
 /// Names a step across builds by the part of its name in brackets (`[build 3/7]`, without the count of steps), by how
-/// many like it came before, and by its words. The form is `prefix`, stage and place in lines, NUL, words.
+/// many like it came before, and by its words. The form is `prefix`, stage and place in lines, NUL, words;
+/// the prefix holds a NUL, too, behind the name that counts for all platforms.
 fn slot(prefix: &str, name: &str, ordinals: &mut BTreeMap<String, usize>) -> Option<StepSlot> {
     let (brackets, words) = name.strip_prefix('[')?.split_once(']')?;
     let (stage, step) = match brackets.rsplit_once(' ') {
@@ -125,6 +146,16 @@ fn slot(prefix: &str, name: &str, ordinals: &mut BTreeMap<String, usize>) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_or_a_build_sets_the_age_that_counts() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(bound(None, None, at(1000)), None);
+        let not_before = |own, build| bound(own, build, at(1000)).map(|age| (age.seconds, age.not_before));
+        assert_eq!(not_before(Some(60), None), Some((60, 940_000_000_000)));
+        assert_eq!(not_before(Some(600), Some(100)), Some((100, 900_000_000_000)));
+        assert_eq!(not_before(None, Some(5000)), Some((5000, 0)));
+    }
 
     #[test]
     fn a_step_is_known_by_place_and_words_whatever_the_count() {

@@ -84,6 +84,10 @@ fn text(reason: &MissReason, around: &Circumstances) -> String {
         MissReason::InputChanged { name, was: Some(was), .. } if words(name) != words(was) => {
             format!("it follows `{}` now, not `{}`", words(name), words(was))
         }
+        // All else follows from it.
+        MissReason::OpChanged { changes, .. } if changes.iter().any(is_platform) => {
+            changes.iter().filter(|change| is_platform(change)).map(ToString::to_string).collect()
+        }
         // A tag that points elsewhere.
         MissReason::OpChanged { changes, .. } if changes.iter().any(|change| change.field == "digest") => {
             let value = |field: &str| changes.iter().find(|change| change.field == field);
@@ -106,6 +110,10 @@ fn words(name: &str) -> &str {
 
 fn utc(seconds: i64) -> String {
     provenance::seconds(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+fn is_platform(change: &FieldChange) -> bool {
+    change.field == "platform"
 }
 
 fn base(change: &FieldChange) -> String {
@@ -183,6 +191,8 @@ mod tests {
             (MissReason::IgnoreCache, &flag, "asked for by --no-cache"),
             (changed("variable A", "1", "2"), &plain, "variable A changed: 1 -> 2"),
             (changed("digest", "a", "b"), &plain, "base image changed: a -> b"),
+            (changed("platform", "linux/amd64", "linux/arm64"), &plain, "platform changed: linux/amd64 -> linux/arm64"),
+            (MissReason::TooOld { seconds: 604_800 }, &plain, "the earlier result is older than 1w"),
             (moved(), &plain, "base image layout://base changed: sha256:1 -> sha256:2"),
             (renamed("[a 2/3] RUN x", "[a 2/4] RUN y"), &plain, "instruction changed: RUN x -> RUN y"),
             (renamed("[a 2/3] RUN x", "[a 2/4] RUN x"), &plain, "user changed: a -> b"),

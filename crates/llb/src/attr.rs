@@ -70,3 +70,5 @@ pub const OCI_LAYER_LIMIT: &str = "oci.layerlimit";
 pub const CUSTOM_NAME: &str = "llb.customname";
 /// Key of `OpMetadata.description` that holds the Dockerfile instruction.
 pub const DOCKERFILE_COMMAND: &str = "com.docker.dockerfile.v1.command";
+/// How old a result of the step may be that is taken from the cache, in seconds. kiln's own; others ignore it.
+pub const MAX_AGE: &str = "kiln.max-age";

@@ -121,6 +121,11 @@ pub trait KeyStore<R>: Send + Sync {
     /// Taken as no records.
     async fn records(&self, keys: &[KeyId]) -> Result<RecordsFound, KeyStoreError>;
 
+    /// Returns when the result of a record was made, in nanoseconds since 1970; nothing where that is not known.
+    fn made(&self, _key: KeyId, _record: &RecordId) -> Option<u64> {
+        None
+    }
+
     /// Loads a record. May take long (a remote cache) and ends soon after `cx.cancel()` fires.
     ///
     /// # Errors

@@ -68,4 +68,4 @@ pub use keystore::{
 pub use memory::MemoryKeyStore;
 pub use miss::{Difference, Eviction, FieldChange, Gone, MissReason, Part, Renamed, SlotInput, SlotRecord};
 pub use op::{CacheMap, DepMap, KeyLife, Op, OpError, OpErrorKind};
-pub use vertex::{Bound, CacheUse, Edge, StepSlot, Vertex, VertexDigest, VertexOptions};
+pub use vertex::{Bound, CacheUse, Edge, MaxAge, StepSlot, Vertex, VertexDigest, VertexOptions};

@@ -65,6 +65,11 @@ pub enum MissReason {
         /// What was found.
         detail: String,
     },
+    /// Nothing changed, but the result is older than the caller takes.
+    TooOld {
+        /// The bound, in seconds.
+        seconds: u64,
+    },
     /// The caller asked for a run without cache.
     IgnoreCache,
 }
@@ -130,6 +135,11 @@ pub enum Gone {
         /// What was found.
         detail: String,
     },
+    /// It is there, but older than the caller takes.
+    TooOld {
+        /// The bound, in seconds.
+        seconds: u64,
+    },
 }
 
 impl From<Gone> for MissReason {
@@ -137,6 +147,7 @@ impl From<Gone> for MissReason {
         match gone {
             Gone::Evicted { eviction } => Self::Evicted { eviction },
             Gone::Damaged { detail } => Self::Damaged { detail },
+            Gone::TooOld { seconds } => Self::TooOld { seconds },
         }
     }
 }
@@ -233,6 +244,9 @@ impl fmt::Display for MissReason {
                 write!(f, "the earlier result was removed: {}", eviction.rule)
             }
             Self::Damaged { detail } => write!(f, "the earlier result was damaged: {detail}"),
+            Self::TooOld { seconds } => {
+                write!(f, "the earlier result is older than {}", kiln_stdx::age::show(*seconds))
+            }
             Self::IgnoreCache => f.write_str("the cache is not used for this step"),
         }
     }

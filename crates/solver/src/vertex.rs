@@ -44,6 +44,15 @@ pub enum CacheUse {
     Ignore,
 }
 
+/// A bound on the age of results that a vertex may take from the cache. What is made meanwhile is saved as ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MaxAge {
+    /// The bound, in seconds; for the reason that is told.
+    pub seconds: u64,
+    /// Results that were made before this are too old, in nanoseconds since 1970.
+    pub not_before: u64,
+}
+
 /// Whether an execution takes one of the solver's execution slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Bound {
@@ -59,6 +68,9 @@ pub enum Bound {
 pub struct VertexOptions {
     /// Whether the cache is used.
     pub cache: CacheUse,
+    /// How old what is taken from the cache may be. What builds on such a vertex is looked up only when it is known whether
+    /// this one has to run.
+    pub max_age: Option<MaxAge>,
     /// The slot that remembers the step's last key.
     pub slot: Option<StepSlot>,
     /// Whether an execution takes a slot.

@@ -3,6 +3,7 @@
 //!
 //! Invariant: no other kiln crate is used here.
 
+pub mod age;
 pub mod clock;
 pub mod defer;
 pub mod digest;

@@ -54,6 +54,9 @@ pub struct BuildFlags {
     /// Hand the image to the docker engine, or keep it in kiln's image store where there is none
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
     pub load: Option<bool>,
+    /// Run steps again whose results are older than this (units s, m, h, d, w; for example 7d)
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    pub max_age: Option<u64>,
     /// Write metadata of the result to a file, as JSON
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub metadata_file: Option<String>,
@@ -131,6 +134,10 @@ fn no_cache(text: &str) -> Result<NoCache, String> {
         (_, Some(false)) => Ok(NoCache::Nothing),
         _ => Err("true, false or mounts is expected".to_owned()),
     }
+}
+
+fn age(text: &str) -> Result<u64, String> {
+    kiln_stdx::age::parse(text).ok_or_else(|| kiln_stdx::age::EXPECTED.to_owned())
 }
 
 fn boolean(text: &str) -> Result<bool, String> {

@@ -38,6 +38,8 @@ pub struct BuildOptions {
     pub labels: BTreeMap<String, String>,
     /// Value of the frontend option `no-cache`: empty for all stages.
     pub no_cache: Option<String>,
+    /// How old results of steps may be, in seconds.
+    pub max_age: Option<u64>,
     /// Whether cache mounts are emptied.
     pub empty_mounts: bool,
     /// Whether base images are always resolved anew.
@@ -116,6 +118,7 @@ impl BuildOptions {
             build_args,
             labels: pairs(&flags.label, |_| Some(String::new()))?,
             no_cache,
+            max_age: flags.max_age,
             empty_mounts: asked == NoCache::Mounts,
             pull: flags.pull.unwrap_or(false),
             platform: platform(&flags.platform, env)?,

@@ -16,6 +16,9 @@ use crate::error::CliError;
 /// Frontend attribute that tells kiln's engine what becomes of cache mounts: `keep` or `empty`.
 const MOUNTS_ATTR: &str = "kiln:cache-mounts";
 
+/// Frontend attribute that tells kiln's engine how old results of steps may be, in seconds.
+const MAX_AGE_ATTR: &str = "kiln:max-age";
+
 /// A build as the control API takes it, without the parts that belong to the connection (session, reference).
 #[derive(Clone, Debug, PartialEq)]
 pub struct BuildRequest {
@@ -97,6 +100,7 @@ pub fn build(
     };
     for (name, value) in [
         (MOUNTS_ATTR, mounts),
+        (MAX_AGE_ATTR, options.max_age.map(|seconds| seconds.to_string())),
         ("target", options.target.clone()),
         ("no-cache", options.no_cache.clone()),
         ("platform", platform),

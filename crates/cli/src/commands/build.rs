@@ -132,6 +132,9 @@ async fn build(
     if options.build_ca.is_some() && !engine.is_kiln() {
         return Err(CliError::user(format!("--build-ca needs an engine of kiln, and {} is none", engine.place)));
     }
+    if options.max_age.is_some() && !engine.is_kiln() {
+        return Err(CliError::user(format!("--max-age needs an engine of kiln, and {} is none", engine.place)));
+    }
     if options.empty_mounts && !engine.is_kiln() {
         return Err(CliError::user(format!("--no-cache=mounts needs an engine of kiln, and {} is none", engine.place)));
     }

@@ -139,3 +139,34 @@ fn a_local_cache_serves_an_empty_engine() {
     let second = build(&other, &base, &["--cache-from", &from]);
     assert!(cached(&second, "RUN echo $$"), "{}", second.report());
 }
+
+#[test]
+fn results_that_are_too_old_are_made_again() {
+    let (env, base) = crate::env_with_base!();
+    let told = |dockerfile: &str, args: &[&str]| {
+        env.context(&[("Dockerfile", dockerfile), ("f", "f")]);
+        let fixed = ["--why", "--build-context", &base, "-o", "type=cacheonly"];
+        let done = env.build(&[&fixed[..], args].concat()).ok();
+        done.err().lines().filter_map(|l| l.split_once(" WHY: ")).map(|(_, why)| why.to_owned()).collect::<Vec<_>>()
+    };
+    let plain = "FROM base\nRUN echo one\nCOPY f /\nRUN echo two\n";
+    assert_eq!(told(plain, &[]).len(), 4, "with the base image");
+    assert_eq!(told(plain, &["--max-age", "1h"]), [""; 0]);
+    let all = told(plain, &["--max-age", "0"]);
+    assert_eq!(all.len(), 3, "{all:?}");
+    assert!(all.iter().all(|why| why.contains("the earlier result is older than 0s")), "{all:?}");
+    assert_eq!(told(plain, &["--max-age", "1h"]), [""; 0], "what was made again is young");
+    // The comment is part of no key.
+    assert_eq!(told(&plain.replace("RUN echo two", "# kiln: max-age=7d\nRUN echo two"), &[]), [""; 0]);
+    let last = told(&plain.replace("RUN echo two", "# kiln: max-age=0s\nRUN echo two"), &[]);
+    assert_eq!(last, ["the earlier result is older than 0s"]);
+    for (comment, message) in [
+        ("# kiln: max-age=soon\nRUN true", "invalid max-age \"soon\""),
+        ("# kiln: maxage=7d\nRUN true", "unknown setting in a comment for kiln: \"maxage\""),
+        ("# kiln: max-age=7d\nCOPY f /", "`# kiln: max-age` stands before COPY, and is for RUN only"),
+    ] {
+        env.context(&[("Dockerfile", &format!("FROM base\n{comment}\n"))]);
+        let done = env.build(&["--build-context", &base, "-o", "type=cacheonly"]).fails_with(message);
+        assert!(done.err().contains(">>>") && done.err().contains("hint: "), "{}", done.report());
+    }
+}

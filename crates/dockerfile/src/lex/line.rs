@@ -18,6 +18,8 @@ pub(crate) struct Logical {
     pub parts: Parts,
     pub lines: Lines,
     pub comments: Vec<String>,
+    /// From a comment `# kiln: max-age=...` above, in seconds.
+    pub max_age: Option<u64>,
     pub heredocs: Vec<Heredoc>,
     /// Where pieces of `text` come from: offset in it, place in the file.
     pieces: Vec<(usize, Position)>,
@@ -46,6 +48,17 @@ pub(crate) struct Lexed {
     pub empty_continuations: Vec<u32>,
 }
 
+/// Other instructions make what they make from what is there now, so age is nothing to them.
+fn only_for_run(logical: &Logical) -> Outcome<()> {
+    let keyword = &logical.parts.keyword;
+    if logical.max_age.is_none() || keyword.eq_ignore_ascii_case("run") {
+        return Ok(());
+    }
+    Err(Fault::new(format!("`# kiln: max-age` stands before {}, and is for RUN only", keyword.to_uppercase()))
+        .hint("put the comment directly before a RUN, or take it away")
+        .at(logical.lines))
+}
+
 /// Reads a whole file.
 pub(crate) fn lex(data: &[u8]) -> Outcome<Lexed> {
     let data = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data);
@@ -69,11 +82,15 @@ impl<'a> Reader<'a> {
     fn read(mut self) -> Outcome<Lexed> {
         let mut out = Lexed::default();
         let mut comments: Vec<String> = Vec::new();
+        let mut max_age = None;
         while let Some(line) = self.next_line()? {
             let line = without_end(line).trim_start();
             if let Some(comment) = line.strip_prefix('#') {
                 if self.directive(line)? {
                     continue;
+                }
+                if let Some(setting) = comment.trim().strip_prefix("kiln:") {
+                    max_age = Some(self.max_age(line, setting)?);
                 }
                 match comment.trim() {
                     "" => comments.clear(),
@@ -85,7 +102,9 @@ impl<'a> Reader<'a> {
             if line.is_empty() {
                 continue;
             }
-            let logical = self.instruction(line, std::mem::take(&mut comments), &mut out)?;
+            let mut logical = self.instruction(line, std::mem::take(&mut comments), &mut out)?;
+            logical.max_age = max_age.take();
+            only_for_run(&logical)?;
             out.instructions.push(logical);
         }
         if out.instructions.is_empty() {
@@ -114,6 +133,30 @@ impl<'a> Reader<'a> {
             self.escape = escape;
         }
         Ok(found)
+    }
+
+    /// Reads what a comment says to kiln: `max-age=AGE`, in seconds.
+    fn max_age(&self, line: &str, setting: &str) -> Outcome<u64> {
+        let setting = setting.trim();
+        let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
+        let (name, value) = (name.trim(), value.trim());
+        let whole = self.lines.get(self.at.saturating_sub(1)).copied().unwrap_or_default();
+        let place = |word: &str| {
+            let before = whole.find(word).filter(|_| !word.is_empty()).and_then(|at| whole.get(..at));
+            let column = before.map_or(0, |text| text.chars().count());
+            (Position { line: number(self.at), column: number(column) + 1 }, word.chars().count())
+        };
+        if name != "max-age" {
+            let word = if name.is_empty() { line.trim_end() } else { name };
+            let (start, length) = place(word);
+            return Err(Fault::new(format!("unknown setting in a comment for kiln: {name:?}"))
+                .hint("write `# kiln: max-age=7d` directly before a RUN")
+                .at_word(start, length));
+        }
+        kiln_stdx::age::parse(value).ok_or_else(|| {
+            let (start, length) = place(if value.is_empty() { name } else { value });
+            Fault::new(format!("invalid max-age {value:?}")).hint(kiln_stdx::age::EXPECTED).at_word(start, length)
+        })
     }
 
     /// Reads an instruction whose first line, without blanks before it, is `line`.

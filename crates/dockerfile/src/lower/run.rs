@@ -47,6 +47,9 @@ impl Lowering<'_> {
             .platform(stage.platform.clone())
             .ignore_cache(self.plan.graph.nodes[stage.id].no_cache)
             .location(self.map, instruction.lines.ranges());
+        if let Some(seconds) = run.max_age {
+            meta = meta.describe(kiln_llb::attr::MAX_AGE, seconds.to_string());
+        }
         meta.linux_resources.clone_from(&self.options.linux_resources);
         // Each step carries all variables, and each line of history all arguments.
         self.spend_env(&stage.env)?;

@@ -37,7 +37,7 @@ pub(super) fn parse(request: &Request<'_>) -> Outcome<Run> {
     };
     let mounts = mounts.iter().map(|text| run_mount::scan(text)).collect::<Outcome<_>>()?;
     let devices = devices.iter().map(|text| device(text)).collect::<Outcome<_>>()?;
-    Ok(Run { command, mounts, network, security, devices })
+    Ok(Run { command, mounts, network, security, devices, max_age: request.logical.max_age })
 }
 
 fn device(text: &str) -> Outcome<RunDevice> {

@@ -179,17 +179,22 @@ fn named(platform: &Platform) -> String {
     if platform.os == "windows" { platform.full() } else { platform.short() }
 }
 
-/// Names what is built, so that its steps are known again next time.
+/// Names what is built, so that its steps are known again next time: for any platform, NUL, and for this one.
 fn slots(request: &FrontendRequest, platforms: &[Platform]) -> String {
     let attr = |name: &str| request.attrs.get(name).map_or("", String::as_str);
-    StableHasher::new("kiln.slots.v1")
-        .str("context", attr("sharedkey:localdir:context"))
-        .str("remote", attr("context"))
-        .str("file", attr("filename"))
-        .str("target", attr("target"))
-        .strs("platforms", platforms.iter().map(Platform::short))
-        .finish()
-        .hex()
+    let of = |platforms: &[Platform]| {
+        StableHasher::new("kiln.slots.v1")
+            .str("context", attr("sharedkey:localdir:context"))
+            .str("remote", attr("context"))
+            .str("file", attr("filename"))
+            .str("target", attr("target"))
+            .strs("platforms", platforms.iter().map(Platform::short))
+            .finish()
+            .hex()
+    };
+    // Without a word the platform is the host's, which may be said, too.
+    let host = [Platform::host()];
+    format!("{}\0{}", of(&[]), of(if platforms.is_empty() { &host } else { platforms }))
 }
 
 async fn read_dockerfile(bridge: &Bridge, files: &mut Files) -> Result<SourceFile, EngineError> {

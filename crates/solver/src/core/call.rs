@@ -136,12 +136,13 @@ impl<R: Clone, O: Clone> Core<R, O> {
     pub(super) fn start_records(&mut self, output: OutputRef, keys: &[Key]) {
         let stores = self.stores(output.vertex);
         let task = self.task(Owner::Records(output));
+        let max_age = self.nodes.get(&output.vertex).and_then(|node| node.max_age);
         if let Some(out) = self.nodes.get_mut(&output.vertex).and_then(|node| node.outputs.get_mut(&output.index)) {
             out.records.asked = out.keys.len();
             out.records.task = Some(task);
         }
         let keys = keys.iter().filter(|key| key.life == KeyLife::Stored).map(|key| key.id).collect();
-        self.effects.push(Effect::Records { task, stores, keys });
+        self.effects.push(Effect::Records { task, stores, keys, max_age });
     }
 
     pub(super) fn records_found(&mut self, task: TaskId, records: Vec<RecordRef>, gone: Option<Gone>) {

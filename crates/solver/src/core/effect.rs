@@ -12,7 +12,7 @@ use crate::job::Solved;
 use crate::key::{KeyId, LinkFrom, OutputKey};
 use crate::keystore::{RecordRef, StoreId};
 use crate::miss::{Gone, MissReason, SlotRecord};
-use crate::vertex::{StepSlot, VertexDigest};
+use crate::vertex::{MaxAge, StepSlot, VertexDigest};
 
 /// Something to be done outside. Effects with a task are answered by an event; the others are not.
 pub(crate) enum Effect<R, O> {
@@ -23,7 +23,7 @@ pub(crate) enum Effect<R, O> {
     /// Follow links in these stores.
     Query { task: TaskId, stores: Vec<StoreId>, asks: Vec<LinkFrom> },
     /// Find records in these stores.
-    Records { task: TaskId, stores: Vec<StoreId>, keys: Vec<KeyId> },
+    Records { task: TaskId, stores: Vec<StoreId>, keys: Vec<KeyId>, max_age: Option<MaxAge> },
     /// Load a record.
     Load { task: TaskId, vertex: VertexId, record: RecordRef },
     /// Read the first of these slots that remembers anything.

@@ -128,13 +128,17 @@ impl<R: Clone, O: Clone> Core<R, O> {
         let dep = |edge: OutputRef| {
             let node = self.nodes.get(&edge.vertex)?;
             let out = node.outputs.get(&edge.index)?;
-            let lookup = match node.cache {
-                CacheUse::Use => out.keys.clone(),
-                CacheUse::Ignore => Vec::new(),
+            let late = node.max_age.is_some() && node.cache == CacheUse::Use;
+            // The keys of one that had to run are those of its older results, too.
+            let shown = match node.cache {
+                CacheUse::Use if late => out.reached == Level::Complete && !matches!(node.exec, Exec::Done(_)),
+                CacheUse::Use => true,
+                CacheUse::Ignore => false,
             };
-            Some(Dep { reached: out.reached, lookup })
+            let lookup = if shown { out.keys.clone() } else { Vec::new() };
+            Some(Dep { reached: out.reached, late, lookup })
         };
-        let none = || Dep { reached: Level::None, lookup: Vec::new() };
+        let none = || Dep { reached: Level::None, late: false, lookup: Vec::new() };
         node.inputs.iter().map(|input| dep(input.edge).unwrap_or_else(none)).collect()
     }
 

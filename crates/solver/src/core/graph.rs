@@ -11,7 +11,7 @@ use crate::key::{KeyId, OutputKey};
 use crate::keystore::RecordRef;
 use crate::miss::{Gone, MissReason, SlotRecord};
 use crate::op::{CacheMap, KeyLife, OpError};
-use crate::vertex::{Bound, CacheUse, StepSlot, VertexDigest};
+use crate::vertex::{Bound, CacheUse, MaxAge, StepSlot, VertexDigest};
 
 /// Names a vertex while it is in the graph; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,6 +98,7 @@ pub(crate) struct View<O> {
 pub(crate) struct Node<R, O> {
     pub digest: VertexDigest,
     pub cache: CacheUse,
+    pub max_age: Option<MaxAge>,
     pub fresh: Freshness,
     pub bound: Bound,
     /// The jobs that loaded it; it stays, with its results, as long as there is one.

@@ -9,7 +9,7 @@ use super::graph::{Call, Demander, Exec, Freshness, Input, Level, Node, OutputRe
 use super::{Core, Effect};
 use crate::context::JobId;
 use crate::error::{LoadError, SolveError};
-use crate::vertex::{Bound, CacheUse, Edge, StepSlot, VertexDigest};
+use crate::vertex::{Bound, CacheUse, Edge, MaxAge, StepSlot, VertexDigest};
 
 /// A vertex as the core needs it.
 pub(crate) struct Spec<O> {
@@ -18,6 +18,7 @@ pub(crate) struct Spec<O> {
     pub op: O,
     pub name: Arc<str>,
     pub cache: CacheUse,
+    pub max_age: Option<MaxAge>,
     pub slot: Option<StepSlot>,
     pub bound: Bound,
 }
@@ -43,7 +44,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
             .iter()
             .filter_map(|edge| Some(OutputRef { vertex: *state.loaded.get(&edge.vertex)?, index: edge.index }))
             .collect();
-        let fresh = self.freshness(spec.cache, &edges);
+        let fresh = self.freshness(spec.cache, spec.max_age, &edges);
         let id = match self.index.get(&(spec.digest, fresh)) {
             Some(&id) => id,
             None => self.add_node(&spec, fresh),
@@ -70,6 +71,7 @@ impl<R: Clone, O: Clone> Core<R, O> {
         let node = Node {
             digest: spec.digest,
             cache: spec.cache,
+            max_age: spec.max_age,
             fresh,
             bound: spec.bound,
             jobs: BTreeMap::new(),
@@ -94,12 +96,15 @@ impl<R: Clone, O: Clone> Core<R, O> {
     }
 
     /// Returns which of a vertex and its inputs ignore the cache.
-    fn freshness(&self, cache: CacheUse, inputs: &[OutputRef]) -> Freshness {
+    fn freshness(&self, cache: CacheUse, max_age: Option<MaxAge>, inputs: &[OutputRef]) -> Freshness {
         let of = |input: &OutputRef| self.nodes.get(&input.vertex).map_or(Freshness::Plain, |node| node.fresh);
-        if cache == CacheUse::Use && inputs.iter().all(|input| of(input) == Freshness::Plain) {
+        if cache == CacheUse::Use && max_age.is_none() && inputs.iter().all(|input| of(input) == Freshness::Plain) {
             return Freshness::Plain;
         }
         let mut hasher = StableHasher::new("kiln.fresh.v1").bool("ignore", cache == CacheUse::Ignore);
+        if let Some(age) = max_age {
+            hasher = hasher.u64("not before", age.not_before);
+        }
         for input in inputs {
             hasher = match of(input) {
                 Freshness::Plain => hasher.bool("plain", true),

@@ -19,6 +19,8 @@ use crate::vertex::CacheUse;
 /// What an input has reached.
 pub(crate) struct Dep {
     pub reached: Level,
+    /// Whether it shows keys only when it is complete: before that nobody knows whether it has to run.
+    pub late: bool,
     /// Its keys to look up by.
     pub lookup: Vec<Key>,
 }
@@ -283,6 +285,9 @@ fn step(head: &Head<'_>, input: usize, awaited: bool) -> Step {
     }
     if reached < Level::Slow {
         return Step::Ask(Level::Slow);
+    }
+    if head.deps[input].late && !head.is_complete(input) {
+        return Step::Ask(Level::Complete);
     }
     if !head.content_counts(input) {
         return Step::Exhausted;

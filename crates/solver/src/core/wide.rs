@@ -18,7 +18,16 @@ fn edge(of: usize) -> Edge {
 
 fn spec(of: usize, inputs: Vec<Edge>) -> Spec<usize> {
     let digest = edge(of).vertex;
-    Spec { digest, inputs, op: of, name: Arc::from(""), cache: CacheUse::Use, slot: None, bound: Bound::Limited }
+    Spec {
+        digest,
+        inputs,
+        op: of,
+        name: Arc::from(""),
+        cache: CacheUse::Use,
+        max_age: None,
+        slot: None,
+        bound: Bound::Limited,
+    }
 }
 
 /// Solves a vertex of so many inputs, each a vertex to be executed, with an answer at a time. Returns how many inputs were

@@ -89,11 +89,11 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                     Some(Event::Queried { task, answers: ask::targets(&stores, &asks).await })
                 });
             }
-            Effect::Records { task, stores, keys } => {
+            Effect::Records { task, stores, keys, max_age } => {
                 let stores = self.pick_stores(&stores);
                 let none = Event::RecordsFound { task, records: Vec::new(), gone: None };
                 self.ask(Some(none), async move {
-                    let (records, gone) = ask::records(&stores, &keys).await;
+                    let (records, gone) = ask::records(&stores, &keys, max_age).await;
                     Some(Event::RecordsFound { task, records, gone })
                 });
             }

@@ -5,7 +5,7 @@ use crate::core::Answer;
 use crate::key::{KeyId, LinkFrom};
 use crate::keystore::{RecordRef, Save};
 use crate::miss::{Gone, SlotRecord};
-use crate::vertex::StepSlot;
+use crate::vertex::{MaxAge, StepSlot};
 
 pub(super) async fn targets<R>(stores: &Stores<R>, asks: &[LinkFrom]) -> Vec<Answer> {
     let mut answers = Vec::new();
@@ -20,11 +20,23 @@ pub(super) async fn targets<R>(stores: &Stores<R>, asks: &[LinkFrom]) -> Vec<Ans
     answers
 }
 
-pub(super) async fn records<R>(stores: &Stores<R>, keys: &[KeyId]) -> (Vec<RecordRef>, Option<Gone>) {
+pub(super) async fn records<R>(
+    stores: &Stores<R>,
+    keys: &[KeyId],
+    max_age: Option<MaxAge>,
+) -> (Vec<RecordRef>, Option<Gone>) {
     let (mut records, mut gone) = (Vec::new(), None);
     for (id, store) in stores {
         match store.records(keys).await {
-            Ok(found) => {
+            Ok(mut found) => {
+                if let Some(age) = max_age {
+                    let before = found.records.len();
+                    // Of unknown age is as good as too old.
+                    found.records.retain(|(key, id)| store.made(*key, id).is_some_and(|made| made >= age.not_before));
+                    if found.records.len() < before {
+                        found.gone = Some(Gone::TooOld { seconds: age.seconds });
+                    }
+                }
                 let found_here =
                     found.records.into_iter().map(|(key, record)| RecordRef { store: *id, key, id: record });
                 records.extend(found_here);

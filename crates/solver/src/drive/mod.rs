@@ -247,6 +247,7 @@ fn spec<R>(vertex: Vertex<R>) -> Spec<OpRef<R>> {
         op: vertex.op,
         name: Arc::from(vertex.name),
         cache: vertex.options.cache,
+        max_age: vertex.options.max_age,
         slot: vertex.options.slot,
         bound: vertex.options.bound,
     }

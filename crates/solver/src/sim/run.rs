@@ -265,6 +265,7 @@ impl Sim {
                 inputs: def.inputs.iter().map(edge).collect(),
                 op: def_at,
                 name: Arc::from(format!("v{def_at}")),
+                max_age: None,
                 cache: if job.ignores.contains(&def_at) { CacheUse::Ignore } else { CacheUse::Use },
                 slot: (def_at % 3 != 0).then(|| StepSlot(format!("slot{}", def_at % 7))),
                 bound: def.bound,
@@ -304,7 +305,7 @@ impl Sim {
             Effect::Query { task, stores, asks } => {
                 self.wait(task, &format!("query {}", asks.len()), Pending::Query(stores, asks));
             }
-            Effect::Records { task, stores, keys } => {
+            Effect::Records { task, stores, keys, max_age: _ } => {
                 self.wait(task, &format!("records {}", keys.len()), Pending::Records(stores, keys));
             }
             Effect::Load { task, record, vertex } => {

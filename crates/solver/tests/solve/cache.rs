@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_solver::{Gone, KeyStore, MemoryKeyStore, Origin, Vertex};
+use kiln_solver::{Gone, KeyStore, MaxAge, MemoryKeyStore, Origin, Vertex};
 
 use crate::kit::{Bench, Counts, Text, bench, edge, told, vertex};
 
@@ -40,6 +40,28 @@ async fn only_the_tail_runs_after_a_change() {
     let changed = vertex("c").key("c with another flag").counts(&counts[2]).input(&b).done();
     bench.build(&[&a, &b, &changed]).await.0.unwrap();
     assert_eq!(executed(&counts), [1, 1, 2]);
+}
+
+#[tokio::test]
+async fn what_is_too_old_runs_again_with_what_builds_on_it() {
+    let counts: [Arc<Counts>; 3] = Default::default();
+    let [a, mut b, c] = chain(&counts);
+    let bench = bench();
+    bench.build(&[&a, &b, &c]).await.0.unwrap();
+    let old = MaxAge { seconds: 60, not_before: 3 };
+    // The store numbers its records and takes that for their time: the second run's are the later ones.
+    for (not_before, expected) in [(0, [1, 1, 1]), (3, [1, 2, 2]), (3, [1, 2, 2]), (u64::MAX, [1, 3, 3])] {
+        b.options.max_age = Some(MaxAge { not_before, ..old });
+        let (outcome, log) = bench.build(&[&a, &b, &c]).await;
+        outcome.unwrap();
+        assert_eq!(executed(&counts), expected, "{not_before}: {:?}", told(&log, &[&a, &b, &c]));
+        if not_before == u64::MAX {
+            assert_eq!(log.miss(&b), Some(kiln_solver::MissReason::TooOld { seconds: 60 }));
+        }
+    }
+    b.options.max_age = None;
+    bench.build(&[&a, &b, &c]).await.0.unwrap();
+    assert_eq!(executed(&counts), [1, 3, 3]);
 }
 
 #[tokio::test]
