@@ -11,6 +11,8 @@ use crate::build::BuildContext;
 
 /// Options of a request that say nothing of what is built.
 const HOST_OPTIONS: [&str; 4] = ["cgroup-parent", "image-resolve-mode", "platform", "cache-imports"];
+/// Beginnings of more of these: what is attested, and how kiln's client wants the cache used.
+const OWN_FAMILIES: [&str; 2] = ["attest:", "kiln:"];
 
 /// A request in the words of a predicate.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -106,8 +108,10 @@ pub fn with_inputs(
 /// Returns the options that may be shown.
 fn shown(attrs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let key = attrs.get("contextkey").filter(|v| !v.is_empty()).map_or("context", String::as_str);
-    let wanted = attrs.iter().filter(|(k, _)| !HOST_OPTIONS.contains(&k.as_str()) && !k.starts_with("attest:"));
-    wanted
+    let hidden = |k: &str| HOST_OPTIONS.contains(&k) || OWN_FAMILIES.iter().any(|family| k.starts_with(family));
+    attrs
+        .iter()
+        .filter(|(k, _)| !hidden(k))
         .map(|(k, v)| {
             let is_context = k == key || k.starts_with("context:");
             (k.clone(), if is_context { redacted(v) } else { v.clone() })
@@ -172,8 +176,9 @@ mod tests {
             git: vec![GitMaterial { url: "https://h/r.git#v1".into(), commit: "ab".into(), bundle: None }],
             ..Capture::default()
         };
-        let attrs = [("context", "https://h/r.git#v1:sub"), ("filename", "D"), ("platform", "x"), ("attest:sbom", "")];
-        let described = describe(&asked(&attrs), &capture);
+        let files = [("context", "https://h/r.git#v1:sub"), ("filename", "D")];
+        let hidden = [("platform", "x"), ("attest:sbom", ""), ("kiln:max-age", "60")];
+        let described = describe(&asked(&[&files[..], &hidden].concat()), &capture);
         assert_eq!(
             json!(described.config),
             json!({ "uri": "https://h/r.git#v1:sub", "digest": { "sha1": "ab" }, "path": "D" })
