@@ -1,5 +1,7 @@
 //! The tree of a parsed Dockerfile. Nothing in it is expanded yet.
 
+use std::sync::Arc;
+
 use crate::directive::Directives;
 use crate::source::{Lines, SourceFile};
 
@@ -11,7 +13,7 @@ pub struct Dockerfile {
     /// The escape character: `\` or a backtick.
     pub escape: char,
     /// `ARG` instructions before the first `FROM`.
-    pub global_args: Vec<Instruction>,
+    pub global_args: Vec<Arc<Instruction>>,
     pub stages: Vec<Stage>,
     /// Last lines of instructions that hold an empty continuation line.
     pub empty_continuations: Vec<u32>,
@@ -35,7 +37,8 @@ pub struct Stage {
     pub lines: Lines,
     /// Comment lines above, without `#`.
     pub comments: Vec<String>,
-    pub instructions: Vec<Instruction>,
+    /// Shared with the plan, which holds each again.
+    pub instructions: Vec<Arc<Instruction>>,
 }
 
 impl Stage {

@@ -4,6 +4,9 @@ use kiln_stdx::{ErrorClass, suggest};
 
 use crate::source::{Lines, Position, Span};
 
+/// Errors after which the rest is not looked at.
+pub(crate) const MOST: usize = 20;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {

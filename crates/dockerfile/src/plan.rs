@@ -1,12 +1,13 @@
 //! From tree and options to stages with known bases: what has to be fetched is listed, nothing is lowered yet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kiln_llb::builder::EnvList;
 use kiln_oci::{ImageConfig, Platform, Reference};
 
 use crate::ast::{Dockerfile, Kind, Stage};
-use crate::diag::{Diagnostic, DockerfileError, Fault, Outcome};
+use crate::diag::{self, Diagnostic, DockerfileError, Fault, Outcome};
 use crate::epoch::{self, Epoch};
 use crate::lex::WordLexer;
 use crate::lint::{self, Config, Linter};
@@ -111,11 +112,26 @@ impl Plan {
                 diagnostics.push(Diagnostic::from(fault.at(stage.lines)));
             }
         }
+        if diagnostics.is_empty() {
+            match self.find_target(target) {
+                Ok(id) => self.target = id,
+                Err(fault) => diagnostics.push(fault.into()),
+            }
+            diagnostics.extend(self.link_commands(file).into_iter().map(Diagnostic::from));
+            diagnostics.extend(self.graph.cycles());
+            diagnostics.extend(self.graph.nodes.iter().filter_map(|node| reference(node)?.err()).map(Diagnostic::from));
+        }
         if !diagnostics.is_empty() {
+            diagnostics.sort_by_key(Diagnostic::line);
+            diagnostics.truncate(diag::MOST);
             return Err(DockerfileError { diagnostics, warnings: Vec::new() });
         }
-        self.target = self.find_target(target)?;
-        self.link_commands(file)?;
+        // A file of one stage without other sources shows no stage name.
+        if let [only] = self.graph.nodes.as_mut_slice()
+            && !only.commands.iter().any(|c| matches!(&c.instruction.kind, Kind::Run(run) if !run.mounts.is_empty()))
+        {
+            only.display = String::new();
+        }
         self.resolve(options, resolved)
     }
 
@@ -211,24 +227,21 @@ impl Plan {
         })
     }
 
-    fn link_commands(&mut self, file: &Dockerfile) -> Result<(), DockerfileError> {
-        let mut mounts = false;
+    /// Gives the nodes their instructions, and returns what is wrong with where these take files from.
+    fn link_commands(&mut self, file: &Dockerfile) -> Vec<Fault> {
+        let mut faults = Vec::new();
         for (id, stage) in file.stages.iter().enumerate() {
             if self.graph.nodes[id].replaced.is_some() {
                 continue;
             }
             for instruction in &stage.instructions {
-                mounts |= matches!(&instruction.kind, Kind::Run(run) if !run.mounts.is_empty());
-                let command = self.graph.link(instruction.clone(), false, file.escape)?;
-                self.graph.nodes[id].commands.push(command);
+                match self.graph.link(Arc::clone(instruction), false, file.escape) {
+                    Ok(command) => self.graph.nodes[id].commands.push(command),
+                    Err(fault) => faults.push(fault),
+                }
             }
         }
-        self.graph.check_cycles()?;
-        // A file of one stage without other sources shows no stage name.
-        if let ([only], false) = (self.graph.nodes.as_mut_slice(), mounts) {
-            only.display = String::new();
-        }
-        Ok(())
+        faults
     }
 
     /// Finds the bases of all reachable nodes, adding triggers of bases until nothing new turns up.
@@ -238,12 +251,7 @@ impl Plan {
             if options.all_stages {
                 self.reachable.extend(0..self.graph.nodes.len());
             }
-            for id in self.reachable.clone() {
-                self.resolve_base(id, options, resolved).map_err(|f| match self.graph.nodes[id].lines {
-                    Some(lines) => f.at(lines),
-                    None => f,
-                })?;
-            }
+            self.resolve_bases(options, resolved)?;
             let mut grown = false;
             for id in self.reachable.clone() {
                 grown |= self.add_triggers(id)?;
@@ -251,12 +259,9 @@ impl Plan {
             if !grown {
                 break;
             }
-            self.graph.check_cycles()?;
-        }
-        // Names of stages that are not needed must be valid all the same.
-        for node in &self.graph.nodes {
-            if node.parent.is_none() && node.replaced.is_none() && node.base_name != "scratch" {
-                Reference::parse(&node.base_name).map_err(|e| bad_name(node, &e.to_string()))?;
+            let diagnostics = self.graph.cycles();
+            if !diagnostics.is_empty() {
+                return Err(DockerfileError { diagnostics, warnings: Vec::new() });
             }
         }
         let mut seen: Vec<Wanted> = Vec::new();
@@ -275,6 +280,23 @@ impl Plan {
         Ok(())
     }
 
+    fn resolve_bases(&mut self, options: &BuildOptions, resolved: &Resolved) -> Result<(), DockerfileError> {
+        let mut diagnostics = Vec::new();
+        for id in self.reachable.clone() {
+            if let Err(fault) = self.resolve_base(id, options, resolved) {
+                diagnostics.push(Diagnostic::from(match self.graph.nodes[id].lines {
+                    Some(lines) => fault.at(lines),
+                    None => fault,
+                }));
+            }
+        }
+        if diagnostics.is_empty() {
+            return Ok(());
+        }
+        diagnostics.truncate(diag::MOST);
+        Err(DockerfileError { diagnostics, warnings: Vec::new() })
+    }
+
     fn resolve_base(&mut self, id: NodeId, options: &BuildOptions, resolved: &Resolved) -> Outcome<()> {
         let node = &self.graph.nodes[id];
         if node.parent.is_some() || !matches!(node.base, Base::Unknown) {
@@ -291,7 +313,7 @@ impl Plan {
         }
         let platform = node.platform.clone().unwrap_or_else(|| target.clone());
         let lines = node.lines.unwrap_or_default();
-        let reference = Reference::parse(&node.base_name).map_err(|e| bad_name(node, &e.to_string()))?;
+        let Some(reference) = reference(node).transpose()? else { return Ok(()) };
         if let Some(context) = named::find(options, &reference.to_string(), Some(&platform), lines)? {
             self.graph.nodes[id].platform = Some(platform);
             return self.use_context(id, context, options, resolved);
@@ -387,7 +409,7 @@ impl Plan {
             let at = |f: Fault| Fault { spans: Vec::new(), ..f }.at(lines);
             let mut instruction = parse::trigger(text).map_err(at)?;
             instruction.lines = lines;
-            commands.push(self.graph.link(instruction, true, '\\').map_err(at)?);
+            commands.push(self.graph.link(Arc::new(instruction), true, '\\').map_err(at)?);
         }
         let grown = commands.iter().any(|c| c.sources.iter().any(Option::is_some));
         let node = &mut self.graph.nodes[id];
@@ -398,12 +420,18 @@ impl Plan {
     }
 }
 
-fn bad_name(node: &Node, cause: &str) -> Fault {
-    let fault = Fault::new(format!("failed to parse stage name {}: {cause}", crate::gofmt::quote(&node.base_name)));
-    match node.lines {
-        Some(lines) => fault.at(lines),
-        None => fault,
+/// Returns the image a node names; none for scratch, for what continues a stage and for what a context replaces.
+fn reference(node: &Node) -> Option<Outcome<Reference>> {
+    if node.parent.is_some() || node.replaced.is_some() || node.base_name == "scratch" {
+        return None;
     }
+    Some(Reference::parse(&node.base_name).map_err(|e| {
+        let fault = Fault::new(format!("failed to parse stage name {}: {e}", crate::gofmt::quote(&node.base_name)));
+        match node.lines {
+            Some(lines) => fault.at(lines),
+            None => fault,
+        }
+    }))
 }
 
 /// Returns the platform a base image was made for, where it is one of the builder's.

@@ -1,6 +1,7 @@
 //! Which variables are visible where: global arguments, the predefined ones, build arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kiln_llb::builder::EnvList;
 use kiln_llb::op::ProxyEnv;
@@ -95,9 +96,9 @@ pub(crate) fn add_global(
     Ok((args, infos))
 }
 
-pub(crate) fn definitions(list: &[Instruction]) -> impl Iterator<Item = (&Instruction, &ArgDef)> {
+pub(crate) fn definitions(list: &[Arc<Instruction>]) -> impl Iterator<Item = (&Instruction, &ArgDef)> {
     list.iter().flat_map(|i| match &i.kind {
-        Kind::Arg(args) => args.iter().map(|a| (i, a)).collect::<Vec<_>>(),
+        Kind::Arg(args) => args.iter().map(|a| (i.as_ref(), a)).collect::<Vec<_>>(),
         _ => Vec::new(),
     })
 }

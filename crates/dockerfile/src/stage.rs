@@ -1,11 +1,12 @@
 //! The graph of stages: names, bases, what copies from what, what a target needs, cycles.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use kiln_oci::{ImageConfig, Platform};
 
 use crate::ast::{Instruction, Kind};
-use crate::diag::{Diagnostic, DockerfileError, Fault, Outcome};
+use crate::diag::{self, Diagnostic, Fault, Outcome};
 use crate::lex::{NoVars, WordLexer};
 use crate::named::NamedContext;
 use crate::source::Lines;
@@ -71,7 +72,7 @@ pub(crate) struct BaseImage {
 /// An instruction of a stage.
 #[derive(Debug, Clone)]
 pub(crate) struct Command {
-    pub instruction: Instruction,
+    pub instruction: Arc<Instruction>,
     /// One per `--from`, or per mount; none where a mount has no `from`.
     pub sources: Vec<Option<NodeId>>,
     pub onbuild: bool,
@@ -120,7 +121,7 @@ impl Graph {
     }
 
     /// Finds what an instruction takes files from, adding images and contexts that are no stages.
-    pub fn link(&mut self, instruction: Instruction, onbuild: bool, escape: char) -> Outcome<Command> {
+    pub fn link(&mut self, instruction: Arc<Instruction>, onbuild: bool, escape: char) -> Outcome<Command> {
         let mut sources = Vec::new();
         match &instruction.kind {
             Kind::Copy(copy) => {
@@ -202,8 +203,8 @@ impl Graph {
         seen
     }
 
-    /// Refuses stages that need each other.
-    pub fn check_cycles(&self) -> Result<(), DockerfileError> {
+    /// Finds stages that need each other: every cycle once, of those that share a stage one.
+    pub fn cycles(&self) -> Vec<Diagnostic> {
         // Kahn's order over all edges: what cannot be ordered is in a cycle or above one.
         let mut left: Vec<usize> = vec![0; self.nodes.len()];
         let mut users: Vec<Vec<NodeId>> = vec![Vec::new(); self.nodes.len()];
@@ -214,15 +215,33 @@ impl Graph {
             }
         }
         let mut ready: Vec<NodeId> = (0..self.nodes.len()).filter(|&id| left[id] == 0).collect();
-        while let Some(id) = ready.pop() {
-            for &user in &users[id] {
-                left[user] -= 1;
-                if left[user] == 0 {
-                    ready.push(user);
+        let mut found = Vec::new();
+        loop {
+            while let Some(id) = ready.pop() {
+                for &user in users[id].iter() {
+                    // Those of a cycle that was found are at zero before.
+                    if left[user] == 1 {
+                        ready.push(user);
+                    }
+                    left[user] = left[user].saturating_sub(1);
                 }
             }
+            let cycle = self.cycle(&left);
+            if cycle.is_empty() || found.len() == diag::MOST {
+                return found;
+            }
+            found.push(self.describe(&cycle));
+            // The rest is looked at as if these stages needed nothing.
+            for id in cycle {
+                left[id] = 0;
+                ready.push(id);
+            }
         }
-        let Some(mut id) = left.iter().position(|&n| n > 0) else { return Ok(()) };
+    }
+
+    /// Finds a cycle among the nodes that wait for others, each followed by what it needs.
+    fn cycle(&self, left: &[usize]) -> Vec<NodeId> {
+        let Some(mut id) = left.iter().position(|&n| n > 0) else { return Vec::new() };
         let stuck = |id: NodeId| self.needs(id).find(|&n| left[n] > 0).unwrap_or(id);
         // Every stuck node needs a stuck node: following that long enough ends inside a cycle.
         for _ in 0..self.nodes.len() {
@@ -232,15 +251,20 @@ impl Graph {
         while stuck(cycle[cycle.len() - 1]) != id {
             cycle.push(stuck(cycle[cycle.len() - 1]));
         }
-        let first = cycle.iter().copied().min().unwrap_or(id);
-        let mut error =
-            Diagnostic::error(format!("circular dependency detected on stage: {}", self.nodes[first].display));
-        for &id in &cycle {
-            for command in self.nodes[id].commands.iter().filter(|c| c.sources.contains(&Some(stuck(id)))) {
+        cycle
+    }
+
+    fn describe(&self, cycle: &[NodeId]) -> Diagnostic {
+        let first = cycle.iter().copied().min().unwrap_or_default();
+        let text = format!("circular dependency detected on stage: {}", self.nodes[first].display);
+        let mut error = Diagnostic::error(text);
+        for (at, &id) in cycle.iter().enumerate() {
+            let next = cycle[(at + 1) % cycle.len()];
+            for command in self.nodes[id].commands.iter().filter(|c| c.sources.contains(&Some(next))) {
                 error = error.at(command.instruction.lines);
             }
         }
         error.spans.sort();
-        Err(error.into())
+        error
     }
 }

@@ -1,5 +1,6 @@
 //! All sources are copied before dependencies are installed: each edit of a source file installs them again.
 
+use super::projects::{self, Before};
 use super::reader::{Reader, Step};
 use super::tools::{self, First, Tool};
 use super::{Advice, Edit, Topic, cache_mount};
@@ -101,27 +102,58 @@ fn advice(
         reason.push_str(&format!("; its `{script}` script runs on install, and may need sources"));
     }
     let copy = copy_line(whole.instruction, whole.transfer, &manifests);
-    let edits = match &tool.first {
-        First::Itself => match split(reader, step, place) {
+    let special = match tool.name {
+        "cargo" => projects::cargo(reader.context, words),
+        "nuget" => projects::dotnet(reader.context),
+        _ => None,
+    };
+    let edits = match (&tool.first, &special) {
+        (First::ByHand(_), Some(before)) => {
+            ready = simple && step.run.command.shell && step.run.command.heredocs.is_empty();
+            install_before(reader, whole, step, words, before, tool)
+        }
+        (First::Itself, _) => match split(reader, step, place) {
             Some((install, rest)) => move_sources(reader, whole, step, &copy, &install, &rest),
             None => {
                 ready = false;
                 Vec::new()
             }
         },
-        First::Fetch(command) => {
+        (First::Fetch(command), _) => {
             let keyword = &step.instruction.keyword;
             let run = cache_mount::mounted(&format!("{keyword} {command}"), &[tool], None, reader.file.escape);
             vec![Edit::dockerfile(whole.instruction.lines.first, 0, &format!("{copy}\n{run}"))]
         }
-        First::ByHand(what) => {
+        (First::ByHand(what), None) => {
             reason.push_str(&format!("; {what}"));
             ready = false;
             Vec::new()
         }
-        First::Never => Vec::new(),
+        (First::Never, _) => Vec::new(),
     };
     Advice { topic: &TOPIC, lines: step.instruction.lines, reason, edits, ready }
+}
+
+/// Installs from some files before the sources come, in a step of its own.
+fn install_before(
+    reader: &Reader<'_>,
+    whole: &Whole<'_>,
+    step: &Step<'_>,
+    words: &[String],
+    before: &Before,
+    tool: &Tool,
+) -> Vec<Edit> {
+    let copy = copy_line(whole.instruction, whole.transfer, &before.files);
+    let keyword = &step.instruction.keyword;
+    let run = cache_mount::mounted(&format!("{keyword} {}", before.command), &[tool], None, reader.file.escape);
+    let mut edits = vec![Edit::dockerfile(whole.instruction.lines.first, 0, &format!("{copy}\n{run}"))];
+    let text = reader.text(step.instruction);
+    let start = words.iter().take(2).map(String::as_str).collect::<Vec<_>>().join(" ");
+    if let (Some(prepare), Some(at)) = (&before.prepare, text.find(&start)) {
+        let text = format!("{}{prepare} && {}", &text[..at], &text[at..]);
+        edits.push(Reader::replace(step.instruction, &text));
+    }
+    edits
 }
 
 /// Copies the manifests first, then installs, then copies the rest.

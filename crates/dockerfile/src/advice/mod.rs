@@ -8,6 +8,7 @@ mod context_files;
 mod copy_order;
 mod dev_dependencies;
 mod emulation;
+mod projects;
 mod reader;
 mod rewrite;
 mod secrets;

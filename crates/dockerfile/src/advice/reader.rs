@@ -1,6 +1,7 @@
 //! A Dockerfile as advice looks at it: stages with their steps, the user at each, and which context paths are copied.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::shell;
 use super::{ContextView, Edit};
@@ -61,7 +62,7 @@ impl<'a> Reader<'a> {
 
     /// Returns the steps of a stage.
     pub fn steps(&self, stage: &'a Stage) -> Vec<Step<'a>> {
-        let step = |(index, instruction): (usize, &'a Instruction)| match &instruction.kind {
+        let step = |(index, instruction): (usize, &'a Arc<Instruction>)| match &instruction.kind {
             Kind::Run(run) => Some(Step { instruction, index, run, commands: shell::commands(run) }),
             _ => None,
         };

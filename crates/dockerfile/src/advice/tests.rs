@@ -84,6 +84,46 @@ fn other_tools_fetch_first() {
 }
 
 #[test]
+fn a_cargo_package_is_built_without_its_sources_first() {
+    let text = "FROM rust:1\nWORKDIR /src\nCOPY . .\nRUN cargo build --release --locked\n";
+    let files = [("Cargo.lock", 1), ("src/main.rs", 1), ("src/lib.rs", 1)];
+    let manifest = "[package]\nname = \"x\"\n[dependencies]\nserde = \"1\"\n";
+    let view = context(&files, &[("Cargo.toml", manifest)]);
+    let mounts = "--mount=type=cache,target=/usr/local/cargo/registry \\\n    \
+                  --mount=type=cache,target=/usr/local/cargo/git \\\n    ";
+    let want = format!(
+        "FROM rust:1\nWORKDIR /src\nCOPY Cargo.toml Cargo.lock ./\n\
+         RUN {mounts}mkdir src && echo 'fn main() {{}}' > src/main.rs && touch src/lib.rs && cargo build --release --locked\n\
+         COPY . .\nRUN {mounts}touch src/main.rs src/lib.rs && cargo build --release --locked\n"
+    );
+    let better = proposed(text, &view);
+    assert_eq!(better, want);
+    assert_eq!(found(&better, &view), []);
+    // Other targets would be missing, or be built from nothing.
+    for (file, more) in [("build.rs", ""), ("src/bin/tool.rs", ""), ("x", "[workspace]\n"), ("x", "[[bin]]\n")] {
+        let view = context(&[&files[..], &[(file, 1)]].concat(), &[("Cargo.toml", &format!("{manifest}{more}"))]);
+        let advice = advise(&self::file(text), &view);
+        assert!(!advice[0].ready && advice[0].edits.is_empty(), "{file} {more}: {:?}", advice[0]);
+    }
+}
+
+#[test]
+fn dotnet_restores_from_project_files() {
+    let text = "FROM sdk:9\nWORKDIR /src\nCOPY . .\nRUN dotnet publish -o /app\n";
+    let before = |files: &[(&str, u64)]| {
+        let better = proposed(text, &context(files, &[]));
+        better.lines().nth(2).unwrap_or_default().to_owned()
+    };
+    assert_eq!(before(&[("web.csproj", 1), ("NuGet.config", 1), ("Program.cs", 1)]), "COPY web.csproj NuGet.config ./");
+    let solution = [("all.sln", 1), ("a/a.csproj", 1), ("b/b.fsproj", 1)];
+    assert_eq!(before(&solution), "COPY --parents all.sln a/a.csproj b/b.fsproj ./");
+    assert_eq!(before(&[("a.csproj", 1), ("b.csproj", 1)]), "COPY . .", "which of the two is not known");
+    let better = proposed(text, &context(&solution, &[]));
+    assert!(better.contains("target=/root/.nuget/packages dotnet restore\nCOPY . .\n"), "{better}");
+    assert_eq!(found(&better, &context(&solution, &[])), []);
+}
+
+#[test]
 fn every_installer_is_to_have_a_cache() {
     for (command, target) in [
         ("apt-get update && apt-get install -y x", "/var/lib/apt"),

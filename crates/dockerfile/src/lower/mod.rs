@@ -29,8 +29,6 @@ use crate::stage::NodeId;
 pub(crate) use copy::url_file_name;
 use stage::Stage;
 
-/// Errors after which the rest is not looked at.
-const FAULTS: usize = 20;
 /// Most bytes that a file may come to: variables of every step, values, history. Real files come to some hundred
 /// thousand; what goes far beyond grows with the square of its lines.
 const WORK: usize = 64 << 20;

@@ -181,7 +181,7 @@ impl Lowering<'_> {
             if let Err(fault) = self.command(&mut stage, command) {
                 let fault = self.point(fault, command.instruction.lines);
                 self.faults.push(fault);
-                if self.faults.len() >= super::FAULTS {
+                if self.faults.len() >= crate::diag::MOST {
                     return Err(Fault::new("too many errors"));
                 }
             }

@@ -8,6 +8,8 @@ mod pairs;
 mod run;
 pub(crate) mod run_mount;
 
+use std::sync::Arc;
+
 use crate::ast::{CommandLine, Dockerfile, Instruction, Kind};
 use crate::diag::{Diagnostic, DockerfileError, Fault, Outcome};
 use crate::lex::json_array::{self, JsonArray};
@@ -59,9 +61,9 @@ pub fn parse(name: &str, data: &[u8]) -> Result<Dockerfile, DockerfileError> {
         empty_continuations: lexed.empty_continuations,
     };
     let mut diagnostics = Vec::new();
-    for logical in &lexed.instructions {
-        if let Err(fault) = add(&mut out, logical) {
-            diagnostics.push(locate(fault, logical).into());
+    for mut logical in lexed.instructions {
+        if let Err(fault) = add(&mut out, &mut logical) {
+            diagnostics.push(locate(fault, &logical).into());
             if diagnostics.len() >= ERRORS {
                 break;
             }
@@ -94,21 +96,23 @@ fn locate(fault: Fault, logical: &Logical) -> Fault {
     }
 }
 
-fn add(out: &mut Dockerfile, logical: &Logical) -> Outcome<()> {
+fn add(out: &mut Dockerfile, logical: &mut Logical) -> Outcome<()> {
     if logical.parts.keyword.eq_ignore_ascii_case("from") {
         out.stages.push(from::parse(logical)?);
         return Ok(());
     }
-    let instruction = instruction(logical, out.escape)?;
-    match (out.stages.last_mut(), &instruction.kind) {
-        (Some(stage), _) => stage.instructions.push(instruction),
-        (None, Kind::Arg(_)) => out.global_args.push(instruction),
-        (None, _) => {
+    let Some(stage) = out.stages.last_mut() else {
+        // The text is kept, to find the word in it.
+        let instruction = instruction(&mut logical.clone(), out.escape)?;
+        if !matches!(instruction.kind, Kind::Arg(_)) {
             return Err(Fault::new("no build stage in current context")
                 .word(&logical.parts.keyword)
                 .hint("begin with FROM; only ARG may come before it"));
         }
-    }
+        out.global_args.push(Arc::new(instruction));
+        return Ok(());
+    };
+    stage.instructions.push(Arc::new(instruction(logical, out.escape)?));
     Ok(())
 }
 
@@ -166,8 +170,8 @@ fn at_least_one(name: &str) -> Fault {
     Fault::new(format!("{name} requires at least one argument"))
 }
 
-/// Parses any instruction but `FROM`.
-pub(crate) fn instruction(logical: &Logical, escape: char) -> Outcome<Instruction> {
+/// Parses any instruction but `FROM`, and takes its text where it is well formed.
+pub(crate) fn instruction(logical: &mut Logical, escape: char) -> Outcome<Instruction> {
     let parts = &logical.parts;
     let request = Request { logical, escape, rest: &parts.rest };
     let kind = match parts.keyword.to_ascii_lowercase().as_str() {
@@ -200,11 +204,15 @@ pub(crate) fn instruction(logical: &Logical, escape: char) -> Outcome<Instructio
                 .word(&parts.keyword));
         }
     };
+    let code = match logical.text.trim().len() == logical.text.len() {
+        true => std::mem::take(&mut logical.text),
+        false => logical.text.trim().to_owned(),
+    };
     Ok(Instruction {
-        keyword: parts.keyword.clone(),
-        code: logical.text.trim().to_owned(),
+        keyword: std::mem::take(&mut logical.parts.keyword),
+        code,
         lines: logical.lines,
-        comments: logical.comments.clone(),
+        comments: std::mem::take(&mut logical.comments),
         kind,
     })
 }
@@ -271,7 +279,8 @@ fn onbuild(request: &Request<'_>) -> Outcome<String> {
 /// Parses the text of a deferred instruction.
 pub(crate) fn trigger(text: &str) -> Outcome<Instruction> {
     let lexed = line::lex(text.as_bytes())?;
-    let [logical] = lexed.instructions.as_slice() else {
+    let mut instructions = lexed.instructions;
+    let [logical] = instructions.as_mut_slice() else {
         return Err(Fault::new("onbuild trigger should be a single expression"));
     };
     instruction(logical, lexed.escape)
