@@ -104,13 +104,17 @@ fn exec_op(exec: pb::ExecOp, inputs: usize) -> Checked<ExecOp> {
     })
 }
 
+/// Checks that a text can be handed to a process.
+pub(crate) fn passable(text: &str) -> Checked<()> {
+    match text.contains('\0') {
+        true => Err(format!("a NUL byte in {text:?} cannot be passed to a process")),
+        false => Ok(()),
+    }
+}
+
 /// Reads the settings of a process; the gateway's containers use the same message.
 fn exec_meta(meta: pb::Meta) -> Checked<ExecMeta> {
-    for text in meta.args.iter().chain(&meta.env).chain([&meta.cwd]) {
-        if text.contains('\0') {
-            return Err(format!("a NUL byte in {text:?} cannot be passed to a process"));
-        }
-    }
+    meta.args.iter().chain(&meta.env).chain([&meta.cwd]).try_for_each(|text| passable(text))?;
     Ok(ExecMeta {
         args: meta.args,
         env: meta.env,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kiln_testkit::registry::{Answer, Asked, End, FakeRegistry, Holdings};
 use kiln_testkit::{Certificates, DebianRegistry, TestEnv};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,8 +33,8 @@ fn noise(length: usize) -> String {
 }
 
 fn kill(pid: i32) {
-    let done = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
-    assert!(done.is_ok_and(|s| s.success()), "kill {pid}");
+    let process = Pid::from_raw(pid).expect("pid");
+    kill_process(process, Signal::KILL).unwrap_or_else(|e| panic!("kill {pid}: {e}"));
 }
 
 /// A registry that does not answer uploads of more than half a megabyte while the switch is on, and tells of each.

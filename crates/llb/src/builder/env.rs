@@ -1,6 +1,6 @@
 //! Variables of a process.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Variables in the order in which they were set last.
@@ -17,11 +17,15 @@ struct Inner {
     places: HashMap<String, u64>,
     next: u64,
     bytes: usize,
+    /// Entries that hold a NUL byte, by number.
+    unpassable: BTreeSet<u64>,
 }
 
 impl Inner {
     fn remove(&mut self, key: &str) {
-        if let Some((key, value)) = self.places.remove(key).and_then(|place| self.entries.remove(&place)) {
+        let Some(place) = self.places.remove(key) else { return };
+        self.unpassable.remove(&place);
+        if let Some((key, value)) = self.entries.remove(&place) {
             self.bytes -= key.len() + value.len();
         }
     }
@@ -34,6 +38,9 @@ impl EnvList {
         let inner = Arc::make_mut(&mut self.0);
         inner.remove(&key);
         inner.bytes += key.len() + value.len();
+        if key.contains('\0') || value.contains('\0') {
+            inner.unpassable.insert(inner.next);
+        }
         inner.places.insert(key.clone(), inner.next);
         inner.entries.insert(inner.next, (key, value));
         inner.next += 1;
@@ -65,6 +72,12 @@ impl EnvList {
     /// Returns how many bytes names and values have together.
     pub fn bytes(&self) -> usize {
         self.0.bytes
+    }
+
+    /// Returns a name or value with a NUL byte, which no process can have, if there is one.
+    pub fn unpassable(&self) -> Option<&str> {
+        let (key, value) = self.0.entries.get(self.0.unpassable.first()?)?;
+        Some(if key.contains('\0') { key } else { value })
     }
 
     /// Returns how many variables there are.
@@ -110,5 +123,15 @@ mod tests {
         assert_eq!((list.to_vec(), list.bytes(), list.get("b")), (vec!["a=3".to_owned()], 2, None));
         assert_eq!((before.bytes(), before.get("b")), (5, Some("22")));
         assert_ne!(before, list);
+    }
+
+    #[test]
+    fn what_no_process_can_have_is_known() {
+        let mut list: EnvList = [("a", "1"), ("b", "x\0y"), ("c\0", "")].into_iter().collect();
+        assert_eq!(list.unpassable(), Some("x\0y"));
+        list.set("b", "z");
+        assert_eq!(list.unpassable(), Some("c\0"));
+        list.remove("c\0");
+        assert_eq!(list.unpassable(), None);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Meta, Output};
 use crate::caps::id;
+use crate::convert::passable;
 use crate::error::LlbError;
 use crate::op::{ContentCache, Device, HostIp, NetMode, ProxyEnv, SecurityMode, Sharing, Ulimit};
 
@@ -189,6 +190,9 @@ impl Exec {
         if self.cwd.is_empty() {
             return Err(LlbError::Argument("working directory is required".into()));
         }
+        // Of variables only those are looked at that hold one: there may be many, for many steps.
+        let texts = self.args.iter().map(String::as_str).chain([self.cwd.as_str()]).chain(self.env.unpassable());
+        texts.chain(self.mounts.iter().map(|m| m.dest.as_str())).try_for_each(passable).map_err(LlbError::Argument)?;
         let root = ExecMount { readonly: self.root_readonly, ..ExecMount::bind("/", self.root) };
         self.mounts.insert(0, root);
         for mount in &self.mounts {
