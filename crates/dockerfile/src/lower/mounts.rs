@@ -114,7 +114,7 @@ impl Lowering<'_> {
         let target = match (mount.target.as_str(), &mount.env) {
             ("", Some(_)) => None,
             ("", None) => Some(format!("/run/secrets/{}", base_name(&id))),
-            (target, _) => Some(target.to_owned()),
+            (target, _) => Some(below_root(target.to_owned())?),
         };
         self.outline.secrets.entry(id.clone()).or_insert((lines, mount.required));
         Ok(SecretSpec {
@@ -137,7 +137,7 @@ impl Lowering<'_> {
         Ok(SshSpec {
             // The definition leaves out what was not written, so that its digest is the one BuildKit's caches know.
             id: mount.id.clone(),
-            target: Some(mount.target.clone()).filter(|t| !t.is_empty()),
+            target: Some(below_root(mount.target.clone())?).filter(|t| !t.is_empty()),
             uid: mount.uid.unwrap_or(0),
             gid: mount.gid.unwrap_or(0),
             mode: mount.mode.unwrap_or(0o600),
@@ -157,8 +157,13 @@ fn base_name(path: &str) -> String {
 /// Returns where a mount appears: under the working directory unless absolute.
 fn target_path(target: &str, cwd: &str) -> Outcome<String> {
     let path = if target.starts_with('/') { target.to_owned() } else { super::rooted(&format!("{cwd}/{target}")) };
-    if path == "/" {
-        return Err(Fault::new("invalid mount target \"/\"").hint("mount onto a directory below the root"));
+    below_root(path)
+}
+
+/// Returns a target unless it is the root, which is mounted already.
+fn below_root(target: String) -> Outcome<String> {
+    match target.as_str() {
+        "/" => Err(Fault::new("invalid mount target \"/\"").hint("mount onto a path below the root")),
+        _ => Ok(target),
     }
-    Ok(path)
 }

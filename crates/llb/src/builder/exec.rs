@@ -192,7 +192,13 @@ impl Exec {
         }
         // Of variables only those are looked at that hold one: there may be many, for many steps.
         let texts = self.args.iter().map(String::as_str).chain([self.cwd.as_str()]).chain(self.env.unpassable());
-        texts.chain(self.mounts.iter().map(|m| m.dest.as_str())).try_for_each(passable).map_err(LlbError::Argument)?;
+        let secrets = self.secrets.iter().filter_map(|s| s.target.as_deref());
+        let sockets = self.ssh.iter().filter_map(|s| s.target.as_deref());
+        let mut targets = self.mounts.iter().map(|m| m.dest.as_str()).chain(secrets).chain(sockets);
+        texts.chain(targets.clone()).try_for_each(passable).map_err(LlbError::Argument)?;
+        if targets.any(|target| target == "/") {
+            return Err(LlbError::Argument("nothing can be mounted onto the root".into()));
+        }
         let root = ExecMount { readonly: self.root_readonly, ..ExecMount::bind("/", self.root) };
         self.mounts.insert(0, root);
         for mount in &self.mounts {
