@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kiln_llb::op::Sharing;
 use kiln_oci::Platform;
-use kiln_snapshot::Kind;
+use kiln_snapshot::layer::touches;
+use kiln_snapshot::{Kind, LayerManifest, Tree};
 use kiln_solver::OpContext;
 use kiln_store::{CacheMount, ImmutableRef, Layer, LayerInfo, MountKey, MountOwner, RecordType, Store};
 
@@ -45,17 +46,50 @@ pub fn portable(store: &Store, whole: &ImmutableRef, first: usize) -> Result<Vec
     let manifests = whole.manifests()?;
     let mut layers = Vec::new();
     for (place, layer) in whole.layers().iter().enumerate().skip(first) {
-        if !manifests.get(place).is_some_and(|m| m.entries().iter().any(|entry| entry.opaque)) {
-            layers.push(layer.clone());
-            continue;
-        }
-        let (below, with) = (whole.prefix(place), whole.prefix(place + 1));
-        let draft = store.draft()?;
-        let manifest = kiln_snapshot::layer::diff(&*below.tree()?, &*with.tree()?, &with.dirs(), &draft.fs())?;
-        let info = info(&store.scratch(), layer.description(), RecordType::Regular);
-        layers.push(store.commit(draft, manifest, info)?);
+        layers.push(match manifests.get(place).is_some_and(|manifest| hides(manifest)) {
+            true => again(store, whole, place, kiln_snapshot::layer::diff)?,
+            false => layer.clone(),
+        });
     }
     Ok(layers)
+}
+
+/// As [`portable`], as a difference: without directories in which something came and went. Layers that came from elsewhere
+/// are left as they are, so that their blobs can be used again.
+///
+/// # Errors
+/// As [`portable`].
+pub fn difference(store: &Store, whole: &ImmutableRef, first: usize) -> Result<Vec<Layer>, EngineError> {
+    let manifests = whole.manifests()?;
+    let mut layers = Vec::new();
+    for (place, layer) in whole.layers().iter().enumerate().skip(first) {
+        let Some(manifest) = manifests.get(place) else { continue };
+        let own = layer.origin().is_none();
+        layers.push(match hides(manifest) || (own && touches(manifest, &*whole.prefix(place).tree()?)) {
+            true => again(store, whole, place, kiln_snapshot::layer::difference)?,
+            false => layer.clone(),
+        });
+    }
+    Ok(layers)
+}
+
+/// Tells whether a directory of a layer hides all that is below it.
+fn hides(manifest: &LayerManifest) -> bool {
+    manifest.entries().iter().any(|entry| entry.opaque)
+}
+
+/// Makes the layer at `place` anew, of what it changes.
+fn again(
+    store: &Store,
+    whole: &ImmutableRef,
+    place: usize,
+    make: fn(&Tree, &Tree, &[PathBuf], &Path) -> kiln_snapshot::Result<LayerManifest>,
+) -> Result<Layer, EngineError> {
+    let (below, with) = (whole.prefix(place), whole.prefix(place + 1));
+    let draft = store.draft()?;
+    let manifest = make(&*below.tree()?, &*with.tree()?, &with.dirs(), &draft.fs())?;
+    let description = whole.layers().get(place).map(Layer::description).unwrap_or_default();
+    Ok(store.commit(draft, manifest, info(&store.scratch(), description, RecordType::Regular))?)
 }
 
 /// Takes the cache mount `id` of a platform's steps, waiting for others where its sharing says so.

@@ -10,7 +10,7 @@ mod write;
 
 pub use apply::{Applied, ExtractOptions, Extracted, apply, extract};
 pub use build::{FileMeta, LayerBuilder, Overrides, Placed};
-pub use diff::{diff, difference};
+pub use diff::{diff, difference, touches};
 pub use flatten::flatten;
 pub use scan::{scan, upgrade_manifest};
 pub use verify::{verify_digest, verify_stat};

@@ -78,10 +78,10 @@ impl Op<ImmutableRef> for Diff {
         };
         let (lower, upper) = (side(self.lower)?, side(self.upper)?);
         if lower.is_prefix_of(&upper) {
-            // The layers above the common part are the difference already; their blobs can be reused.
+            // The layers above the common part are the difference already; their blobs can be reused where they came with one.
             lazy::unpack_inputs(&self.parts, cx, [&upper]).await?;
             let work = move || {
-                let rest = layers::portable(&store, &upper, lower.layers().len())?;
+                let rest = layers::difference(&store, &upper, lower.layers().len())?;
                 Ok(store.ref_of_layers(rest))
             };
             return Ok(vec![self.parts.blocking(work).await?]);

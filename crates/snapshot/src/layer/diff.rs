@@ -38,6 +38,21 @@ pub fn difference(lower: &Tree, upper: &Tree, upper_dirs: &[PathBuf], dest: &Pat
     write(lower, upper, upper_dirs, dest, kept)
 }
 
+/// Tells whether a layer that was made on `lower` has a directory that [`difference`] leaves out.
+pub fn touches(layer: &LayerManifest, lower: &Tree) -> bool {
+    let entries = layer.entries();
+    entries.iter().enumerate().any(|(place, entry)| {
+        let holds = entries.get(place + 1).is_some_and(|next| is_below(&next.path, &entry.path));
+        entry.is_dir() && !entry.opaque && !entry.path.is_empty() && !holds && is_touch(entry, lower)
+    })
+}
+
+/// Tells whether this is a directory that is in `lower` too and differs in its time only.
+fn is_touch(entry: &Entry, lower: &Tree) -> bool {
+    let Some(old) = lower.get(&entry.path) else { return false };
+    entry.is_dir() && old.entry.same_object(&Entry { mtime: old.entry.mtime, ..entry.clone() })
+}
+
 fn is_below(path: &[u8], dir: &[u8]) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
 }
@@ -95,9 +110,7 @@ impl Change<'_> {
 
     /// Tells whether this is a directory that is in `lower` too and differs in its time only.
     fn is_touch(&self, lower: &Tree) -> bool {
-        let Self::Set(node) = self else { return false };
-        let Some(old) = lower.get(&node.entry.path) else { return false };
-        node.entry.is_dir() && old.entry.same_object(&Entry { mtime: old.entry.mtime, ..node.entry.clone() })
+        matches!(self, Self::Set(node) if is_touch(node.entry, lower))
     }
 
     fn group(&self) -> Option<(usize, u32)> {

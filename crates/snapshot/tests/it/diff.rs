@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_snapshot::layer::{FileMeta, LayerBuilder, diff, difference, flatten, scan};
+use kiln_snapshot::layer::{FileMeta, LayerBuilder, diff, difference, flatten, scan, touches};
 use kiln_snapshot::{Kind, Tree, dump};
 
 use crate::support::*;
@@ -108,6 +108,7 @@ fn a_directory_where_something_came_and_went_is_no_difference() {
     assert_eq!(manifest.get(b"b").unwrap().mtime, (2, 0), "the time comes with what it tells of");
     let exact = diff(&lower, &chain.tree(), &chain.dirs, &chain.path("all")).unwrap();
     assert_eq!(names(&exact), ["", "a", "b", "b/f", "c"]);
+    assert!(touches(&chain.layers[1], &lower) && !touches(&manifest, &lower));
 }
 
 #[test]
