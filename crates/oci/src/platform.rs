@@ -22,8 +22,27 @@ pub struct Platform {
 
 /// A text that is no platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a platform: expected OS/ARCH or OS/ARCH/VARIANT, for example linux/arm64")]
+#[error("{}", self.told())]
 pub struct ParsePlatformError(pub String);
+
+impl ParsePlatformError {
+    /// Names the part that is malformed, in the words that build checks of other builders have for it, or else the whole.
+    fn told(&self) -> String {
+        let Self(text) = self;
+        match text.split('/').find(|part| !part.contains('(') && !well_formed(part)) {
+            Some(part) => format!(
+                "{part:?} is an invalid component of {text:?}: platform specifier component must match \
+                 \"^[A-Za-z0-9_.-]+$\": invalid argument"
+            ),
+            None => format!("`{text}` is not a platform: expected OS/ARCH or OS/ARCH/VARIANT, for example linux/arm64"),
+        }
+    }
+}
+
+/// Tells whether a part of a platform's text has the letters that it may have, and any at all.
+fn well_formed(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
 
 const ARCHES: &[&str] = &[
     "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
@@ -71,14 +90,12 @@ impl Platform {
     pub fn parse(text: &str) -> Result<Self, ParsePlatformError> {
         let bad = || ParsePlatformError(text.to_owned());
         let parts: Vec<&str> = text.split('/').collect();
-        let well_formed =
-            |p: &&str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
         // An OS may carry a version in parentheses, `windows(10.0.17763)/amd64`.
         let (os, version) = match parts[0].split_once('(') {
             Some((os, rest)) => (os, rest.strip_suffix(')').ok_or_else(bad)?),
             None => (parts[0], ""),
         };
-        if !well_formed(&os) || !parts[1..].iter().all(well_formed) {
+        if !well_formed(os) || !parts[1..].iter().all(|part| well_formed(part)) {
             return Err(bad());
         }
         let host = Self::host();
@@ -200,6 +217,14 @@ impl FromStr for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_is_no_platform_is_told_by_its_part() {
+        let told = |text: &str| Platform::parse(text).unwrap_err().to_string();
+        assert!(told("linux/").starts_with(r#""" is an invalid component of "linux/""#), "{}", told("linux/"));
+        assert!(told("li nux/amd64").starts_with(r#""li nux" is an invalid component"#));
+        assert!(told("a/b/c/d").contains("OS/ARCH/VARIANT"));
+    }
 
     #[test]
     fn versions_of_the_system_count_where_they_are_asked_for() {
