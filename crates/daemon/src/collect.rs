@@ -117,7 +117,7 @@ async fn during_builds(engine: Engine, policies: Arc<Vec<PrunePolicy>>) {
     let mut active = engine.active();
     let grain = grain(&policies);
     let store = &engine.parts().store;
-    let look = || (store.disk_space().0, store.layers().len());
+    let look = || (store.disk_space().0, store.layer_count());
     let (mut free, mut layers) = look();
     // What was written counts only when it has become a layer, or was one of a cache mount.
     let mut owed = false;

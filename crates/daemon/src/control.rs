@@ -124,8 +124,10 @@ impl Control for ControlService {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let reference = request.into_inner().r#ref;
-        if let Some(logs) = self.engine.history().logs(&reference) {
-            return Ok(stamped(Box::pin(futures::stream::iter(status::replay(&logs).map(Ok)))));
+        let (engine, name) = (self.engine.clone(), reference.clone());
+        let kept = tokio::task::spawn_blocking(move || engine.history().logs(&name).map(|logs| status::replay(&logs)));
+        if let Some(responses) = kept.await.map_err(|e| Status::internal(e.to_string()))? {
+            return Ok(stamped(Box::pin(futures::stream::iter(responses.map(Ok)))));
         }
         let reader = self.engine.status(&reference).await.map_err(|e| Status::not_found(e.to_string()))?;
         Ok(stamped(Box::pin(status::stream(reader))))

@@ -10,6 +10,8 @@ use kiln_session::proto::kiln_v1::{
     Problem, ReasonsRequest, ReasonsResponse, RemoveCacheMountsRequest, RemoveCacheMountsResponse, RunInput, RunOutput,
     VerifyRequest, VerifyResponse,
 };
+use kiln_store::Store;
+use tokio::sync::mpsc::Sender;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -22,6 +24,23 @@ const MESSAGES: usize = 16;
 /// kiln's own service.
 pub struct KilnService {
     pub engine: Engine,
+}
+
+/// What is told of a path in a cache mount, one message after the other.
+type Told<T> = ReceiverStream<Result<T, Status>>;
+
+impl KilnService {
+    /// Has `tell` send what it finds at a path in a cache mount, on a thread of its own.
+    fn cache_files<T: Send + 'static>(
+        &self,
+        request: Request<CachePath>,
+        tell: fn(&Store, &CachePath, &Sender<Result<T, Status>>),
+    ) -> Response<Told<T>> {
+        let (store, path) = (self.engine.parts().store.clone(), request.into_inner());
+        let (outgoing, messages) = tokio::sync::mpsc::channel(MESSAGES);
+        tokio::task::spawn_blocking(move || tell(&store, &path, &outgoing));
+        Response::new(ReceiverStream::new(messages))
+    }
 }
 
 #[tonic::async_trait]
@@ -72,28 +91,22 @@ impl Kiln for KilnService {
         Ok(Response::new(RemoveCacheMountsResponse {}))
     }
 
-    type ListCacheFilesStream = ReceiverStream<Result<CacheFiles, Status>>;
+    type ListCacheFilesStream = Told<CacheFiles>;
 
     async fn list_cache_files(
         &self,
         request: Request<CachePath>,
     ) -> Result<Response<Self::ListCacheFilesStream>, Status> {
-        let (store, path) = (self.engine.parts().store.clone(), request.into_inner());
-        let (outgoing, messages) = tokio::sync::mpsc::channel(MESSAGES);
-        tokio::task::spawn_blocking(move || cache_mounts::list(&store, &path, &outgoing));
-        Ok(Response::new(ReceiverStream::new(messages)))
+        Ok(self.cache_files(request, cache_mounts::list))
     }
 
-    type ReadCacheFileStream = ReceiverStream<Result<CacheFileData, Status>>;
+    type ReadCacheFileStream = Told<CacheFileData>;
 
     async fn read_cache_file(
         &self,
         request: Request<CachePath>,
     ) -> Result<Response<Self::ReadCacheFileStream>, Status> {
-        let (store, path) = (self.engine.parts().store.clone(), request.into_inner());
-        let (outgoing, messages) = tokio::sync::mpsc::channel(MESSAGES);
-        tokio::task::spawn_blocking(move || cache_mounts::read(&store, &path, &outgoing));
-        Ok(Response::new(ReceiverStream::new(messages)))
+        Ok(self.cache_files(request, cache_mounts::read))
     }
 
     type FollowStream = Pin<Box<dyn Stream<Item = Result<FollowResponse, Status>> + Send>>;

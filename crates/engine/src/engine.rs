@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use kiln_session::attrs;
 use kiln_solver::{JobSpec, Limits, Solver};
 use kiln_stdx::ErrorClass;
 use kiln_store::ImmutableRef;
@@ -24,10 +25,6 @@ use crate::parts::Parts;
 use crate::policy::Policies;
 use crate::request::{FrontendRequest, SolveRequest, SolveResponse};
 
-/// Frontend attribute of kiln's own client: the secret that holds certificate authorities for steps.
-const CA_ATTR: &str = "kiln:build-ca";
-/// Frontend attribute of kiln's own client: how old results of steps may be, in seconds.
-const MAX_AGE_ATTR: &str = "kiln:max-age";
 /// How long a status or gateway call waits for the build it names: both may come before the build itself.
 const BUILD_WAIT: Duration = Duration::from_secs(3);
 /// How long the events of an ended build stay for readers that come late.
@@ -218,7 +215,7 @@ impl Engine {
 
     /// Brings the certificates that steps shall trust from the client, when the request says that it has some.
     async fn receive_ca(&self, build: &BuildContext, request: &SolveRequest) -> Result<(), EngineError> {
-        let Some(id) = request.frontend_attrs.get(CA_ATTR) else { return Ok(()) };
+        let Some(id) = request.frontend_attrs.get(attrs::BUILD_CA) else { return Ok(()) };
         let session = self.0.parts.sessions.get(&request.session, kiln_stdx::limits::SESSION_WAIT).await?;
         let bundle = session.secret(id).await?;
         let bundle = bundle.ok_or_else(|| EngineError::user("the client does not send its CA certificates"))?;
@@ -363,8 +360,8 @@ impl OpenBuild {
             session: request.session.clone(),
             entitlements: request.entitlements.clone(),
             shm_size: None,
-            max_age: request.frontend_attrs.get(MAX_AGE_ATTR).and_then(|seconds| seconds.parse().ok()),
-            cache_mounts: CacheMounts::of_attr(request.frontend_attrs.get(CacheMounts::ATTR)),
+            max_age: request.frontend_attrs.get(attrs::MAX_AGE).and_then(|seconds| seconds.parse().ok()),
+            cache_mounts: CacheMounts::of_attr(request.frontend_attrs.get(attrs::CACHE_MOUNTS)),
             keeps_wrecks: is_driven_by_client(request),
         };
         let policies = Policies::new(request.policies.clone(), request.policy_session.clone());

@@ -4,6 +4,7 @@
 //! A session is a byte stream inside a call of the client, in which the roles are reversed: the client serves, the
 //! engine calls. [`engine`] is the caller's side, [`client`] the server's; [`transfer`] and [`tunnel`] are shared.
 
+pub mod attrs;
 pub mod client;
 pub mod codec;
 pub mod connect;

@@ -318,6 +318,11 @@ impl Store {
         self.0.layer_by_chain(chain)
     }
 
+    /// Returns how many layers there are.
+    pub fn layer_count(&self) -> usize {
+        self.0.layers.lock().by_id.len()
+    }
+
     /// Returns all layers.
     pub fn layers(&self) -> Vec<Layer> {
         self.0.layers.lock().by_id.values().map(|cell| Layer { cell: cell.clone() }).collect()

@@ -12,9 +12,6 @@ use crate::error::{CliError, io_text};
 /// Identity under which the session serves the bundle.
 pub const SESSION_ID: &str = "kiln.build-ca";
 
-/// Frontend attribute that tells the engine to ask the session for the bundle; its value is the identity to ask for.
-pub const ATTR: &str = "kiln:build-ca";
-
 /// Bundles of the host, in the order in which they are looked for.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kiln_llb::pb;
+use kiln_session::attrs;
 use kiln_session::proto::policy::Policy;
 use serde::Serialize;
 
@@ -12,12 +13,6 @@ use super::context::Inputs;
 use super::options::BuildOptions;
 use super::output::Output;
 use crate::error::CliError;
-
-/// Frontend attribute that tells kiln's engine what becomes of cache mounts: `keep` or `empty`.
-const MOUNTS_ATTR: &str = "kiln:cache-mounts";
-
-/// Frontend attribute that tells kiln's engine how old results of steps may be, in seconds.
-const MAX_AGE_ATTR: &str = "kiln:max-age";
 
 /// A build as the control API takes it, without the parts that belong to the connection (session, reference).
 #[derive(Clone, Debug, PartialEq)]
@@ -99,8 +94,8 @@ pub fn build(
         (false, None) => None,
     };
     for (name, value) in [
-        (MOUNTS_ATTR, mounts),
-        (MAX_AGE_ATTR, options.max_age.map(|seconds| seconds.to_string())),
+        (attrs::CACHE_MOUNTS, mounts),
+        (attrs::MAX_AGE, options.max_age.map(|seconds| seconds.to_string())),
         ("target", options.target.clone()),
         ("no-cache", options.no_cache.clone()),
         ("platform", platform),
@@ -108,7 +103,7 @@ pub fn build(
         ("add-hosts", hosts),
         ("shm-size", shm_size),
         ("ulimit", ulimits),
-        (ca::ATTR, ca),
+        (attrs::BUILD_CA, ca),
     ] {
         if let Some(value) = value {
             attrs.insert(name.to_owned(), value);

@@ -2,8 +2,8 @@
 
 use kiln_dockerfile::subrequest;
 use kiln_dockerfile::{
-    BuildOptions, Diagnostic, DockerfileError, FrontendOptions, Lowered, MainContext, Resolved, ResolvedImage, Wanted,
-    ast::Dockerfile,
+    BuildOptions, Diagnostic, DockerfileError, FrontendOptions, Lowered, MainContext, NoCache, Resolved, ResolvedImage,
+    Wanted, ast::Dockerfile,
 };
 use kiln_llb::builder::ResolveMode;
 use kiln_llb::{Definition, pb};
@@ -37,11 +37,13 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
     let options = super::options::parse(request, &bridge.build().settings.session)?;
     let mut files = Files::new(request, &options)?;
     bridge.set_slots(slots(request, &options.platforms));
-    bridge.build().circumstances.lock().no_cache = match request.attrs.get("no-cache").map(String::as_str) {
-        Some("") => Some("--no-cache".to_owned()),
-        Some(stages) => Some(format!("--no-cache-filter={stages}")),
-        None if bridge.build().settings.cache_mounts == CacheMounts::Emptied => Some("--no-cache=mounts".to_owned()),
-        None => None,
+    bridge.build().circumstances.lock().no_cache = match &options.build.no_cache {
+        NoCache::All => Some("--no-cache".to_owned()),
+        NoCache::Stages(stages) => Some(format!("--no-cache-filter={}", stages.join(","))),
+        NoCache::None if bridge.build().settings.cache_mounts == CacheMounts::Emptied => {
+            Some("--no-cache=mounts".to_owned())
+        }
+        NoCache::None => None,
     };
     for import in super::options::cache_from(&request.attrs) {
         crate::cache::import(bridge, &import).await?;
