@@ -208,10 +208,14 @@ fn mount_index(index: i32) -> Result<usize, Status> {
 
 fn read_dir(layers: &ImmutableRef, request: &pb::ReadDirRequest) -> Result<pb::ReadDirResponse, Status> {
     let entries = inspect::read_dir(layers, &request.dir_path).map_err(|e| convert::status(&e))?;
+    Ok(listing(&entries, request))
+}
+
+fn listing(entries: &[Entry], request: &pb::ReadDirRequest) -> pb::ReadDirResponse {
     let pattern = request.include_pattern.as_bytes();
     let matches =
         |entry: &&Entry| pattern.is_empty() || kiln_stdx::pattern::matches(pattern, entry.name()).unwrap_or(false);
-    Ok(pb::ReadDirResponse { entries: entries.iter().filter(matches).map(wire_stat).collect() })
+    pb::ReadDirResponse { entries: entries.iter().filter(matches).map(wire_stat).collect() }
 }
 
 #[tonic::async_trait]
@@ -398,7 +402,8 @@ impl LlbBridge for BridgeService {
         request: Request<pb::ReleaseContainerRequest>,
     ) -> Result<Response<pb::ReleaseContainerResponse>, Status> {
         let bridge = self.bridge(&request).await?;
-        bridge.containers().release(&request.into_inner().container_id);
+        let released = bridge.containers().release(&request.into_inner().container_id).await;
+        released.map_err(|e| convert::status(&e))?;
         Ok(Response::new(pb::ReleaseContainerResponse {}))
     }
 
@@ -433,8 +438,8 @@ impl LlbBridge for BridgeService {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let container = bridge.containers().get(&request.r#ref).map_err(|e| convert::status(&e))?;
-        let layers = container.readable(mount_index(request.mount_index)?).map_err(|e| convert::status(&e))?;
-        Ok(Response::new(read_dir(&layers, &request)?))
+        let entries = container.read_dir(mount_index(request.mount_index)?, &request.dir_path).await;
+        Ok(Response::new(listing(&entries.map_err(|e| convert::status(&e))?, &request)))
     }
 
     async fn stat_file_container(
@@ -444,8 +449,8 @@ impl LlbBridge for BridgeService {
         let bridge = self.bridge(&request).await?;
         let request = request.into_inner();
         let container = bridge.containers().get(&request.r#ref).map_err(|e| convert::status(&e))?;
-        let layers = container.readable(mount_index(request.mount_index)?).map_err(|e| convert::status(&e))?;
-        let entry = inspect::stat(&layers, &request.path).map_err(|e| convert::status(&e))?;
+        let entry = container.stat(mount_index(request.mount_index)?, &request.path).await;
+        let entry = entry.map_err(|e| convert::status(&e))?;
         Ok(Response::new(pb::StatFileResponse { stat: Some(wire_stat(&entry)) }))
     }
 

@@ -3,13 +3,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_executor::{ExecError, Exit, NetworkMode, ProcessIo, ProcessSpec, SecurityMode, TtySize};
 use kiln_llb::op::{ExecMeta, HostIp, Mount, MountKind, NetMode, SecretEnv, SecurityMode as LlbSecurity};
+use kiln_snapshot::Entry;
 use kiln_solver::{OpContext, VertexDigest};
 use kiln_stdx::{Digest, ErrorClass, rand_id};
 use kiln_store::ImmutableRef;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use kiln_oci::Platform;
@@ -17,6 +20,7 @@ use kiln_oci::Platform;
 use crate::bridge::Bridge;
 use crate::error::EngineError;
 use crate::inspect;
+use crate::live::LiveMount;
 use crate::ops::exec::mounts::{Needs, Prepared};
 use crate::ops::exec::run::{environment, extra_hosts};
 use crate::parts::Parts;
@@ -24,6 +28,9 @@ use crate::session;
 
 /// Size of a terminal until the client tells its own.
 const TTY: TtySize = TtySize { rows: 24, cols: 80 };
+
+/// How long a release waits for killed processes to be gone.
+const KILL: Duration = Duration::from_secs(10);
 
 /// What a container is to be.
 #[derive(Debug, Default)]
@@ -63,12 +70,18 @@ impl Containers {
         found.ok_or_else(|| EngineError::user(format!("container {id} has been released or never created")))
     }
 
-    /// Lets go of a container; its processes are killed. No error when there is none.
-    pub fn release(&self, id: &str) {
+    /// Lets go of a container and returns when its processes are gone. No error when there is none.
+    ///
+    /// # Errors
+    /// A process was still running and was killed; clients of BuildKit are told so.
+    pub async fn release(&self, id: &str) -> Result<(), EngineError> {
         let gone = self.0.lock().remove(id);
-        if let Some(container) = gone {
-            container.cancel.cancel();
-        }
+        let Some(container) = gone else { return Ok(()) };
+        let mut running = container.running.subscribe();
+        let killed = *running.borrow() > 0;
+        container.cancel.cancel();
+        let _ = tokio::time::timeout(KILL, running.wait_for(|count| *count == 0)).await;
+        if killed { Err(EngineError::canceled()) } else { Ok(()) }
     }
 
     /// Lets go of all.
@@ -99,6 +112,24 @@ pub struct Container {
     /// Name of the sandbox, which is that of its first process.
     sandbox: String,
     cancel: CancellationToken,
+    /// How many processes are running.
+    running: watch::Sender<usize>,
+}
+
+/// Counts a process while it runs.
+struct Running<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Running<'a> {
+    fn new(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|running| *running += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running = running.saturating_sub(1));
+    }
 }
 
 impl Bridge {
@@ -151,6 +182,7 @@ impl Bridge {
             prepared: tokio::sync::Mutex::new(Some(prepared)),
             sandbox: rand_id(),
             cancel: CancellationToken::new(),
+            running: watch::Sender::new(0),
             cx,
         };
         self.containers().0.lock().insert(id.to_owned(), Arc::new(container));
@@ -192,6 +224,7 @@ impl Container {
         cancel: CancellationToken,
     ) -> Result<Exit, EngineError> {
         self.check(bridge, &request)?;
+        let _running = Running::new(&self.running);
         let first = self.prepared.lock().await.as_mut().and_then(|prepared| {
             let root = prepared.root.take()?;
             Some((root, prepared.root_readonly, std::mem::take(&mut prepared.mounts), prepared.shm_size))
@@ -264,22 +297,29 @@ impl Container {
         Ok(spec)
     }
 
-    /// Returns the layers that a mount shows when nothing can have written to it.
+    /// Returns the files of a mount: its layers when nothing can have written to it, else what processes see now.
     ///
     /// # Errors
-    /// There is no such mount, or it is written to.
-    pub fn readable(&self, mount: usize) -> Result<ImmutableRef, EngineError> {
+    /// There is no such mount, it holds a secret or a socket, or no process is running that could tell.
+    pub async fn readable(&self, mount: usize) -> Result<Readable, EngineError> {
         let wanted = self.spec.mounts.get(mount);
         let wanted = wanted.ok_or_else(|| EngineError::user(format!("the container has no mount {mount}")))?;
-        if wanted.kind != MountKind::Bind || !wanted.readonly {
-            let text = format!("files of mount {} cannot be read: processes may write to it", wanted.dest);
-            return Err(EngineError::new(ErrorClass::UserInput, text)
-                .with_hint("run a process in the container that prints the file"));
+        let bind = wanted.kind == MountKind::Bind;
+        if bind && (wanted.readonly || !self.has_begun().await) {
+            let base = self.bases.get(mount).cloned().flatten();
+            return Ok(Readable::Layers(base.unwrap_or_else(|| self.parts.store.scratch())));
         }
-        Ok(self.bases.get(mount).cloned().flatten().unwrap_or_else(|| self.parts.store.scratch()))
+        if matches!(wanted.kind, MountKind::Secret(_) | MountKind::Ssh(_)) {
+            return Err(EngineError::user(format!("mount {} has no files to be read", wanted.dest)));
+        }
+        let dir = self.parts.executor.open(&self.sandbox, &wanted.dest).map_err(|error| {
+            let text = format!("files of mount {} cannot be read: {}", wanted.dest, crate::error::chain(&error));
+            EngineError::new(ErrorClass::UserInput, text).with_hint("keep a process running in the container meanwhile")
+        })?;
+        Ok(Readable::Live(LiveMount::new(dir)))
     }
 
-    /// Reads a file of a mount that is read-only.
+    /// Reads a file of a mount.
     ///
     /// # Errors
     /// As [`Container::readable`]; there is no such file.
@@ -289,6 +329,56 @@ impl Container {
         path: &str,
         range: Option<inspect::Range>,
     ) -> Result<Vec<u8>, EngineError> {
-        inspect::read_file(&self.parts, &self.readable(mount)?, path, range).await
+        let (files, path) = (self.readable(mount).await?, path.to_owned());
+        self.parts.blocking(move || files.read_file(&path, range)).await
+    }
+
+    /// Returns what a directory of a mount holds.
+    ///
+    /// # Errors
+    /// As [`Container::readable`]; there is no such directory.
+    pub async fn read_dir(&self, mount: usize, path: &str) -> Result<Vec<Entry>, EngineError> {
+        let (files, path) = (self.readable(mount).await?, path.to_owned());
+        self.parts.blocking(move || files.read_dir(&path)).await
+    }
+
+    /// Returns what is at a path of a mount.
+    ///
+    /// # Errors
+    /// As [`Container::readable`]; there is no such file.
+    pub async fn stat(&self, mount: usize, path: &str) -> Result<Entry, EngineError> {
+        let (files, path) = (self.readable(mount).await?, path.to_owned());
+        self.parts.blocking(move || files.stat(&path)).await
+    }
+}
+
+/// Files of a mount.
+pub enum Readable {
+    /// As they are in a result.
+    Layers(ImmutableRef),
+    /// As running processes see them.
+    Live(LiveMount),
+}
+
+impl Readable {
+    fn read_file(&self, path: &str, range: Option<inspect::Range>) -> Result<Vec<u8>, EngineError> {
+        match self {
+            Self::Layers(layers) => inspect::read_now(layers, path, range),
+            Self::Live(mount) => mount.read_file(path, range),
+        }
+    }
+
+    fn read_dir(&self, path: &str) -> Result<Vec<Entry>, EngineError> {
+        match self {
+            Self::Layers(layers) => inspect::read_dir(layers, path),
+            Self::Live(mount) => mount.read_dir(path),
+        }
+    }
+
+    fn stat(&self, path: &str) -> Result<Entry, EngineError> {
+        match self {
+            Self::Layers(layers) => inspect::stat(layers, path),
+            Self::Live(mount) => mount.stat(path),
+        }
     }
 }

@@ -18,6 +18,7 @@ pub mod inspect;
 pub mod keys;
 pub mod keystore;
 pub mod layers;
+pub mod live;
 pub mod load;
 pub mod ops;
 pub mod parts;

@@ -1,5 +1,7 @@
 //! The seam between the engine and whatever runs processes.
 
+use std::os::fd::OwnedFd;
+
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
@@ -43,5 +45,13 @@ pub trait Executor: Send + Sync {
     /// There is no such run, nobody listens there, or this executor cannot do it.
     async fn connect(&self, inside: &str, port: u16) -> Result<tokio::net::TcpStream, ExecError> {
         Err(ExecError::InvalidSpec(format!("{} cannot connect to port {port} of sandbox {inside}", self.name())))
+    }
+
+    /// Opens the directory `dest` of the sandbox of the run `inside`, to look things up in (`O_PATH`).
+    ///
+    /// # Errors
+    /// There is no such run or directory, or this executor cannot do it.
+    fn open(&self, inside: &str, dest: &str) -> Result<OwnedFd, ExecError> {
+        Err(ExecError::InvalidSpec(format!("{} cannot open {dest} of sandbox {inside}", self.name())))
     }
 }

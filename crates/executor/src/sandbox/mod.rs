@@ -4,8 +4,10 @@ mod connect;
 mod follow;
 mod helper;
 mod prepare;
+mod root;
 mod runner;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -71,5 +73,9 @@ impl Executor for SandboxExecutor {
     }
     async fn connect(&self, inside: &str, port: u16) -> Result<tokio::net::TcpStream, ExecError> {
         self.runner.connect(inside, port).await
+    }
+
+    fn open(&self, inside: &str, dest: &str) -> Result<OwnedFd, ExecError> {
+        self.runner.open(inside, dest)
     }
 }

@@ -11,10 +11,10 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::SandboxConfig;
-use super::connect;
 use super::follow::Follower;
 use super::helper::HelperProcess;
 use super::prepare::{self, Place};
+use super::{connect, root};
 use crate::cgroup::{Groups, StepGroup};
 use crate::io::{pump_input, pump_output, pump_terminal};
 use crate::sys::fds;
@@ -127,6 +127,11 @@ impl Runner {
     /// Connects to a port inside the sandbox of a run.
     pub(crate) async fn connect(&self, inside: &str, port: u16) -> Result<tokio::net::TcpStream, ExecError> {
         connect::connect(self.first_process(inside)?, port).await
+    }
+
+    /// Opens a directory of the sandbox of a run.
+    pub(crate) fn open(&self, inside: &str, dest: &str) -> Result<OwnedFd, ExecError> {
+        root::open(&self.first_process(inside)?, dest)
     }
 
     /// Returns the descriptor of the first process of a sandbox.

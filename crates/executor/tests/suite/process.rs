@@ -175,6 +175,10 @@ pub async fn a_second_process_joins_or_is_refused(f: &Fixture) {
             let caps = f.exec(&inside, f.shell("grep CapEff /proc/self/status")).await.unwrap();
             let own = f.exec(&inside, f.shell("mknod /tmp/node b 7 0")).await.unwrap();
             assert_ne!(own.exit.code, 0, "devices cannot be made: {}", caps.out);
+            let tmp = f.executor.open(&inside, "/tmp").unwrap();
+            let own = format!("/proc/self/fd/{}/first", std::os::fd::AsRawFd::as_raw_fd(&tmp));
+            assert_eq!(std::fs::read_to_string(own).unwrap(), "mine\n");
+            assert!(f.executor.open(&inside, "/none").is_err());
         } else {
             assert!(joined.unwrap_err().to_string().contains("second process"));
         }
@@ -184,6 +188,7 @@ pub async fn a_second_process_joins_or_is_refused(f: &Fixture) {
     assert_eq!(exit.unwrap().code, 0);
     let gone = f.exec(&inside, f.shell("true")).await.unwrap_err();
     assert!(matches!(gone, ExecError::InvalidSpec(_)), "{gone:?}");
+    assert!(matches!(f.executor.open(&inside, "/"), Err(ExecError::InvalidSpec(_))));
 }
 
 pub async fn a_terminal_is_given_or_refused(f: &Fixture) {
