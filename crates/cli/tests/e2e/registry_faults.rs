@@ -238,7 +238,7 @@ fn a_layer_is_unpacked_while_it_comes_and_nothing_of_a_broken_one_stays() {
     let (args, context) = (["build", "--progress=rawjson", "-o", "type=cacheonly"].map(OsStr::new), env.ctx());
     let build = env.kiln(args.into_iter().chain([context.as_os_str()])).start();
     build.wait_for(&format!("extracting {}", layers[0]));
-    build.signal(rustix::process::Signal::INT);
+    build.signal(Signal::INT);
     assert_ne!(build.finish().code, Some(0));
     stall.store(false, Ordering::SeqCst);
     let (image, _) = env.build_image(&[]);
