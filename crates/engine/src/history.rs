@@ -151,8 +151,27 @@ impl Record {
 
 /// Masks the values of build arguments whose names say that they are secret.
 fn shown(key: &str, value: &str) -> String {
+    if key == "cache-imports" {
+        return caches_shown(value);
+    }
     let Some(name) = key.strip_prefix("build-arg:") else { return value.to_owned() };
     if is_secret(name) { "****".to_owned() } else { value.to_owned() }
+}
+
+/// Masks keys and tokens of remote caches.
+fn caches_shown(json: &str) -> String {
+    let masked = || -> Option<String> {
+        let mut entries: Vec<serde_json::Map<String, serde_json::Value>> = serde_json::from_str(json).ok()?;
+        for entry in &mut entries {
+            for attrs in entry.values_mut().filter(|value| value.is_object()) {
+                let plain: BTreeMap<String, String> = serde_json::from_value(attrs.clone()).ok()?;
+                *attrs = serde_json::json!(kiln_objects::attrs::shown(&plain));
+            }
+        }
+        serde_json::to_string(&entries).ok()
+    };
+    // What cannot be read may hold anything.
+    masked().unwrap_or_else(|| "****".to_owned())
 }
 
 fn nanos(at: SystemTime) -> u64 {
@@ -325,5 +344,9 @@ mod tests {
         assert_eq!(shown("build-arg:NPM_TOKEN", "x"), "****");
         assert_eq!(shown("build-arg:KEYBOARD", "x"), "x");
         assert_eq!(shown("target", "token"), "token");
+        let caches = r#"[{"Type":"s3","Attrs":{"bucket":"b","secret_access_key":"hunter2"}}]"#;
+        let masked = shown("cache-imports", caches);
+        assert!(masked.contains(r#""bucket":"b""#) && !masked.contains("hunter2"), "{masked}");
+        assert_eq!(shown("cache-imports", "hunter2"), "****");
     }
 }

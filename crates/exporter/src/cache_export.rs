@@ -1,5 +1,7 @@
 //! Remote caches on their way out: layers of refs, a config over them, one manifest around both.
 
+mod objects;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,6 +19,8 @@ use crate::error::{ExportError, Result};
 use crate::image_config::format_seconds;
 use crate::progress::Status;
 use crate::{push, send};
+
+pub use objects::ObjectCache;
 
 /// How the layers of a cache are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,11 +12,11 @@ mod parse;
 use kiln_oci::Descriptor;
 use kiln_stdx::Digest;
 
-pub use build::build;
+pub use build::{build, build_annotated};
 pub use format::{CacheConfig, CacheInput, CacheLayer, CacheRecord, ChainedResult, LayerAnnotations, LayerResult};
 pub use inline::{inline_records, parse_inline};
 pub use manifest::{CacheForm, CacheManifest, read_manifest, write_manifest};
-pub use parse::{ParsedCache, parse, seconds};
+pub use parse::{ParsedCache, parse, parse_annotated, seconds};
 
 /// Annotation of a layer's uncompressed digest.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";

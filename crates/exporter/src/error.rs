@@ -38,6 +38,9 @@ pub enum ExportError {
     /// The push failed.
     #[error("failed to push {name}: {source}")]
     Push { name: String, source: Box<kiln_registry::RegistryError> },
+    /// The store of a remote cache does not take it.
+    #[error(transparent)]
+    Objects(Box<kiln_objects::ObjectError>),
     /// The client could not be reached, refused the output or failed with it.
     #[error(transparent)]
     Session(kiln_session::SessionError),
@@ -76,6 +79,7 @@ impl ExportError {
             Self::Store(error) => error.class(),
             Self::Fetch { class, .. } => *class,
             Self::Push { source, .. } => source.class(),
+            Self::Objects(error) => error.class(),
             Self::Session(error) => error.class(),
             Self::Damaged { .. } => ErrorClass::Damage,
             Self::Write { .. } | Self::Read { .. } => ErrorClass::Environment,
@@ -88,6 +92,7 @@ impl ExportError {
         match self {
             Self::Push { source, .. } => source.hint(),
             Self::Fetch { hint, .. } => hint.clone(),
+            Self::Objects(error) => error.hint().map(str::to_owned),
             Self::Write { source, .. } if source.raw_os_error() == Some(28) => {
                 Some("the disk of the output is full; free some space or choose another destination".to_owned())
             }

@@ -35,7 +35,7 @@ pub mod cacheconfig;
 pub use annotation::{AnnotationSet, AnnotationTarget};
 pub use archive::Archive;
 pub use attest::{Attestation, AttestedSubject, package_url, qualified};
-pub use cache_export::{BuiltCache, CacheCompression, CacheLayers};
+pub use cache_export::{BuiltCache, CacheCompression, CacheLayers, ObjectCache};
 pub use commit::BuiltImage;
 pub use content::Content;
 pub use context::ExportContext;

@@ -113,14 +113,7 @@ impl Push<'_> {
     }
 
     async fn blob(&self, content: &Content, siblings: &[String], status: &Arc<Mutex<Status>>) -> Result<()> {
-        let inner: Arc<dyn BlobSource> = match &content.data {
-            Data::Bytes(bytes) => Arc::new(bytes.clone()),
-            Data::Blob(blob) => Arc::new(FileBlob(blob.path().to_owned())),
-            Data::Remote(layer) => {
-                Arc::new(RemoteBlob { context: self.context.clone(), layer: layer.clone(), content: content.clone() })
-            }
-        };
-        let source = Arc::new(Counted { inner, status: status.clone(), counted: Arc::default() });
+        let source = source(self.context, content, status);
         let origin = content.layer.as_ref().and_then(|layer| self.context.remote.repository(layer));
         let origin = origin.filter(|o| o.host == self.repository.host).map(|o| o.path);
         let from: Vec<String> = siblings.iter().cloned().chain(origin).collect();
@@ -162,6 +155,18 @@ impl Push<'_> {
     fn failed(&self, source: RegistryError) -> ExportError {
         ExportError::Push { name: self.name.to_string(), source: Box::new(source) }
     }
+}
+
+/// Returns the bytes of a piece, of which `status` is told as they leave; fetched when they are asked for.
+pub(crate) fn source(context: &ExportContext, content: &Content, status: &Arc<Mutex<Status>>) -> Arc<dyn BlobSource> {
+    let inner: Arc<dyn BlobSource> = match &content.data {
+        Data::Bytes(bytes) => Arc::new(bytes.clone()),
+        Data::Blob(blob) => Arc::new(FileBlob(blob.path().to_owned())),
+        Data::Remote(layer) => {
+            Arc::new(RemoteBlob { context: context.clone(), layer: layer.clone(), content: content.clone() })
+        }
+    };
+    Arc::new(Counted { inner, status: status.clone(), counted: Arc::default() })
 }
 
 /// Tells a status of the bytes that leave; those of an attempt that failed are taken back.

@@ -39,7 +39,7 @@ pub enum ErrorKind {
     #[error("access denied: {0}")]
     Denied(String),
     /// Too many requests; the server asked to wait longer than the client is willing to.
-    #[error("rate limited by the registry")]
+    #[error("rate limited by the server")]
     RateLimited { retry_after: Option<Duration> },
     /// Any other unexpected status.
     #[error("unexpected status {status}{message}")]
@@ -66,7 +66,7 @@ pub enum ErrorKind {
     #[error("unexpected answer: {0}")]
     Protocol(String),
     /// The client's configuration cannot be used.
-    #[error("registry configuration: {0}")]
+    #[error("configuration: {0}")]
     Config(String),
     /// The source of credentials failed.
     #[error("credentials: {0}")]
@@ -147,7 +147,7 @@ fn login_host(host: &str) -> &str {
 
 impl ErrorKind {
     /// Classifies a failure of the HTTP client. URLs are dropped: they may be signed.
-    pub(crate) fn from_http(error: reqwest::Error) -> Self {
+    pub fn from_http(error: reqwest::Error) -> Self {
         let error = error.without_url();
         if error.is_timeout() {
             return Self::Timeout("no answer");
@@ -187,7 +187,7 @@ impl ErrorKind {
     }
 
     /// Tells whether the same request may succeed a little later.
-    pub(crate) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::RateLimited { .. } | Self::Timeout(_) | Self::Interrupted(_) => true,
             // Name resolution and refusals heal when a registry restarts; the number of attempts bounds it.

@@ -32,6 +32,13 @@ pub use push::{BlobSource, FileBlob, Pushed};
 pub use repository::Repository;
 pub use resolve::FetchedManifest;
 
+/// How requests are sent, guarded and repeated, for clients of other protocols.
+pub mod transfer {
+    pub use crate::push::{Sending, Upload, UploadState};
+    pub use crate::retry::{Retries, backoff, retry_after};
+    pub use crate::transport::guarded;
+}
+
 /// A client for any number of registries. Cheap to clone; clones share connections and tokens.
 #[derive(Clone)]
 pub struct Registry {

@@ -274,38 +274,40 @@ impl Push<'_> {
     }
 }
 
-/// The body of an upload.
-pub(crate) struct Upload {
+/// The body of an upload, compared with its length and digest on the way.
+pub struct Upload {
     source: Arc<dyn BlobSource>,
     digest: Digest,
     size: u64,
 }
 
 /// An upload that is being sent.
-pub(crate) struct Sending {
-    pub(crate) body: reqwest::Body,
-    pub(crate) state: Arc<UploadState>,
+pub struct Sending {
+    pub body: reqwest::Body,
+    pub state: Arc<UploadState>,
 }
 
 /// How far an upload has come, seen from outside its body.
 #[derive(Default)]
-pub(crate) struct UploadState {
+pub struct UploadState {
     sent: AtomicU64,
     complete: AtomicBool,
     fault: Mutex<Option<ErrorKind>>,
 }
 
 impl UploadState {
-    pub(crate) fn sent(&self) -> u64 {
+    /// Returns how many bytes have left.
+    pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn is_complete(&self) -> bool {
+    /// Tells whether all have.
+    pub fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Relaxed)
     }
 
     /// Returns why the source broke off, if it did.
-    pub(crate) fn take_fault(&self) -> Option<ErrorKind> {
+    pub fn take_fault(&self) -> Option<ErrorKind> {
         self.fault.lock().take()
     }
 
@@ -316,11 +318,21 @@ impl UploadState {
 }
 
 impl Upload {
-    pub(crate) fn size(&self) -> u64 {
+    /// Returns the body that `source` gives.
+    pub fn new(source: Arc<dyn BlobSource>, digest: Digest, size: u64) -> Self {
+        Self { source, digest, size }
+    }
+
+    /// Returns its length in bytes.
+    pub fn size(&self) -> u64 {
         self.size
     }
 
-    pub(crate) async fn open(&self) -> Result<Sending, ErrorKind> {
+    /// Opens the source; the body can be sent once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`].
+    pub async fn open(&self) -> Result<Sending, ErrorKind> {
         let stream = self.source.open().await.map_err(ErrorKind::Source)?;
         let state = Arc::new(UploadState::default());
         let check =

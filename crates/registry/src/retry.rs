@@ -12,19 +12,20 @@ const CONNECTS: u32 = 3;
 
 /// Counts attempts and waits of one request against its policy.
 #[derive(Debug)]
-pub(crate) struct Retries<'a> {
+pub struct Retries<'a> {
     policy: &'a RetryPolicy,
     failed: u32,
     waited: Duration,
 }
 
 impl<'a> Retries<'a> {
-    pub(crate) fn new(policy: &'a RetryPolicy) -> Self {
+    /// Returns the count of a request that has not been sent yet.
+    pub fn new(policy: &'a RetryPolicy) -> Self {
         Self { policy, failed: 0, waited: Duration::ZERO }
     }
 
     /// Notes a failed attempt and returns how long to wait before the next; none when this was the last.
-    pub(crate) fn after(&mut self, kind: &ErrorKind) -> Option<Duration> {
+    pub fn after(&mut self, kind: &ErrorKind) -> Option<Duration> {
         self.failed += 1;
         let attempts = match kind {
             ErrorKind::Connect(_) => self.policy.attempts.min(CONNECTS),
@@ -48,13 +49,13 @@ impl<'a> Retries<'a> {
 }
 
 /// Returns the wait after `failed` failures: doubling, capped, with up to a quarter of jitter taken off.
-pub(crate) fn backoff(policy: &RetryPolicy, failed: u32) -> Duration {
+pub fn backoff(policy: &RetryPolicy, failed: u32) -> Duration {
     let doubled = policy.base.saturating_mul(1u32 << failed.saturating_sub(1).min(16));
     doubled.min(policy.cap).mul_f64(1.0 - rand::random::<f64>() / 4.0)
 }
 
 /// Reads `Retry-After`: seconds, or an HTTP date relative to `now` (seconds since 1970).
-pub(crate) fn retry_after(headers: &HeaderMap, now: u64) -> Option<Duration> {
+pub fn retry_after(headers: &HeaderMap, now: u64) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));

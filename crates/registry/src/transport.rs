@@ -14,7 +14,7 @@ use crate::config::RegistryConfig;
 use crate::credentials::Credentials;
 use crate::error::{ErrorKind, RegistryError};
 use crate::host::{Host, Hosts};
-use crate::push::Upload;
+use crate::push::{Upload, UploadState};
 use crate::retry::{Retries, retry_after};
 
 /// Most redirects followed for one request.
@@ -243,9 +243,12 @@ impl Transport {
 }
 
 /// Waits for the answer to an upload as long as bytes move.
-async fn guarded(
+///
+/// # Errors
+/// The request fails, or no byte has moved for `stall`; once all are sent the answer may take five times as long.
+pub async fn guarded(
     answer: impl Future<Output = Result<Response, reqwest::Error>>,
-    state: &crate::push::UploadState,
+    state: &UploadState,
     stall: Duration,
 ) -> Result<Response, ErrorKind> {
     tokio::pin!(answer);

@@ -8,7 +8,7 @@ use crate::error::CliError;
 /// A remote cache as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheEntry {
-    /// Backend: `registry`, `local`, `inline`, `gha`, `s3`, `azblob`.
+    /// Backend: `registry`, `local`, `inline`, `gha`, `s3`, `azblob`, `http`.
     pub kind: String,
     /// Attributes.
     pub attrs: BTreeMap<String, String>,

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod archive;
 pub mod ca;
 pub mod cache;
+pub mod cache_env;
 pub mod call;
 pub mod context;
 pub mod csv;

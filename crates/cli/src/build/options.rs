@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use kiln_oci::{Platform, Reference};
 
 use super::cache::{self, CacheEntry};
+use super::cache_env;
 use super::call::Call;
 use super::flags::{BuildFlags, NoCache};
 use super::limits::{extra_hosts, ulimits};
@@ -133,8 +134,8 @@ impl BuildOptions {
             contexts: named_contexts(&flags.build_context)?,
             build_ca: flags.build_ca.as_deref().map(|v| ca::parse(v, env)).transpose()?.flatten(),
             attests: attests(flags.provenance.as_deref(), flags.sbom.as_deref())?,
-            cache_from: cache::parse(&flags.cache_from)?,
-            cache_to: cache::parse(&flags.cache_to)?,
+            cache_from: cache_env::fill(cache::parse(&flags.cache_from)?, env),
+            cache_to: cache_env::fill(cache::parse(&flags.cache_to)?, env),
             allow: flags.allow,
             mode,
             iidfile: plain_file(flags.iidfile, env, "image ID file")?,

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::args::BuildFlags;
 use super::{To, policy};
 use crate::build::cache::{self, CacheEntry};
+use crate::build::cache_env;
 use crate::build::context::Inputs;
 use crate::build::flags::BuildFlags as OwnFlags;
 use crate::build::local_cache::{self, Caches};
@@ -40,7 +41,8 @@ pub fn run(flags: BuildFlags, to: &To<'_>) -> Result<(), CliError> {
     let mut options = options(&flags, env, &progress)?;
     options.mode = mode;
     let exports = cache::parse(&flags.export_cache)?.into_iter().map(|entry| export(entry, env)).collect::<Vec<_>>();
-    let imports = cache::parse(&flags.import_cache)?.into_iter().map(|entry| github(entry, env)).collect::<Vec<_>>();
+    let imports =
+        cache::parse(&flags.import_cache)?.into_iter().map(|entry| cache_env::github(entry, env)).collect::<Vec<_>>();
     let caches = local_cache::resolve(&imports, &exports, env)?;
     let inputs = inputs(&flags, env)?;
     let request = request(&flags, &options, &inputs, &caches, env)?;
@@ -81,25 +83,7 @@ fn options(flags: &BuildFlags, env: &Env, progress: &ProgressEnv) -> Result<Buil
 
 fn export(mut entry: CacheEntry, env: &Env) -> CacheEntry {
     entry.attrs.entry("mode".to_owned()).or_insert_with(|| "min".to_owned());
-    github(entry, env)
-}
-
-/// Fills in what a workflow's environment says of its cache.
-fn github(mut entry: CacheEntry, env: &Env) -> CacheEntry {
-    if entry.kind != "gha" {
-        return entry;
-    }
-    for (attr, names) in [
-        ("token", &["ACTIONS_RUNTIME_TOKEN"][..]),
-        ("url_v2", &["ACTIONS_RESULTS_URL"]),
-        ("url", &["ACTIONS_CACHE_URL", "ACTIONS_RESULTS_URL"]),
-    ] {
-        let second = attr == "url_v2" && !env.flag("ACTIONS_CACHE_SERVICE_V2");
-        if !second && let Some(value) = names.iter().find_map(|name| env.var(name)) {
-            entry.attrs.entry(attr.to_owned()).or_insert_with(|| value.to_owned());
-        }
-    }
-    entry
+    cache_env::github(entry, env)
 }
 
 fn pairs(values: &[String], flag: &str) -> Result<BTreeMap<String, String>, CliError> {

@@ -18,6 +18,7 @@ mod image;
 mod images;
 mod mounts;
 mod networks;
+mod object_caches;
 mod other_tools;
 mod output;
 mod parallel;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use kiln_exporter::cacheconfig::{CacheLink, CacheNode, CacheResult};
-use kiln_exporter::{BuiltCache, CacheLayers, ExportContext};
+use kiln_exporter::{BuiltCache, CacheLayers, ExportContext, ObjectCache};
 use kiln_oci::Descriptor;
 use kiln_solver::{ExportGraph, ExportNode, ExportOptions, Loaded, OpContext, StoreId, VertexDigest};
 use kiln_stdx::Digest;
@@ -123,6 +123,20 @@ pub fn build(context: &ExportContext, spec: &ExportSpec, kept: Vec<Kept>) -> Res
     let mut layers = CacheLayers::new(context, spec.compression);
     let nodes = nodes(&mut layers, kept)?;
     Ok(layers.finish(&nodes, spec.form)?)
+}
+
+/// As [`build`], for a store of objects. Blocking.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_objects(
+    context: &ExportContext,
+    spec: &ExportSpec,
+    kept: Vec<Kept>,
+) -> Result<Option<ObjectCache>, EngineError> {
+    let mut layers = CacheLayers::new(context, spec.compression);
+    let nodes = nodes(&mut layers, kept)?;
+    Ok(layers.finish_objects(&nodes)?)
 }
 
 /// Makes blobs of the layers of all results and returns the keys with them. Blocking.

@@ -4,6 +4,7 @@ pub mod collect;
 pub mod inline;
 pub mod keys;
 pub mod local;
+pub mod objects;
 pub mod options;
 pub mod registry;
 pub mod stack;
@@ -16,6 +17,7 @@ use std::time::SystemTime;
 
 use kiln_exporter::cacheconfig::{self, CacheManifest, ParsedCache};
 use kiln_exporter::{CacheCompression, ExportContext, ExportProgress};
+use kiln_objects::{Kind, ObjectStore};
 use kiln_stdx::{Digest, ErrorClass, StableHasher};
 use parking_lot::Mutex;
 
@@ -32,7 +34,7 @@ use options::ExportSpec;
 /// # Errors
 /// A kind of cache that this engine does not know.
 pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError> {
-    if !matches!(spec.kind.as_str(), "registry" | "local") {
+    if !matches!(spec.kind.as_str(), "registry" | "local") && Kind::parse(&spec.kind).is_none() {
         return Err(EngineError::user(format!("unknown cache importer: {}", spec.kind)));
     }
     let build = bridge.build();
@@ -54,17 +56,26 @@ pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError
 
 /// Reads a cache into the build's lookups and returns how many parts of it were no good.
 async fn read(bridge: &Bridge, spec: &CacheSpec) -> Result<usize, EngineError> {
-    let origin: Arc<dyn ImageOrigin> = match spec.kind.as_str() {
-        "registry" => registry::open(bridge, spec).await?,
-        _ => local::LocalCache::open(bridge, spec).await?,
-    };
-    let caches = match spec.kind.as_str() {
-        "registry" => registry::parse(origin.as_ref()).await?,
-        _ => vec![parse(origin.as_ref()).await?],
+    let (source, caches): (Arc<dyn stack::StackSource>, _) = match (spec.kind.as_str(), Kind::parse(&spec.kind)) {
+        (_, Some(kind)) => {
+            let store = objects::open(bridge, kind, spec).await?;
+            let caches = objects::parse(store.as_ref()).await?;
+            (objects::ObjectLayers::new(store), caches)
+        }
+        ("registry", _) => {
+            let origin = registry::open(bridge, spec).await?;
+            let caches = registry::parse(origin.as_ref()).await?;
+            (Arc::new(stack::OriginLayers(origin)), caches)
+        }
+        _ => {
+            let origin = local::LocalCache::open(bridge, spec).await?;
+            let caches = vec![parse(origin.as_ref()).await?];
+            (Arc::new(stack::OriginLayers(origin)), caches)
+        }
     };
     let mut dropped = 0;
     for cache in caches {
-        let loader = stack::CachedStacks::new(bridge.parts().clone(), origin.clone());
+        let loader = stack::CachedStacks::new(bridge.parts().clone(), source.clone());
         bridge.job().import(Arc::new(keys::ImportedKeys::new(&cache, Box::new(loader)))).await;
         dropped += cache.dropped;
     }
@@ -85,7 +96,8 @@ fn name(spec: &CacheSpec) -> String {
         return reference.clone();
     }
     let hasher = StableHasher::new("kiln.cache.import.v1");
-    let digest = spec.attrs.iter().fold(hasher, |hasher, (key, value)| hasher.str(key, value)).finish();
+    let shown = kiln_objects::attrs::shown(&spec.attrs);
+    let digest = shown.iter().fold(hasher, |hasher, (key, value)| hasher.str(key, value)).finish();
     let number = digest.as_bytes().iter().take(8).fold(0u64, |number, byte| number << 8 | u64::from(*byte));
     format!("{}:{number}", spec.kind)
 }
@@ -103,6 +115,10 @@ pub fn check(specs: &[CacheSpec]) -> Result<(), EngineError> {
             INLINE => {}
             "registry" => drop((registry::reference(spec)?, ExportSpec::parse(spec)?)),
             "local" => drop(ExportSpec::parse(spec)?),
+            kind if let Some(kind) = Kind::parse(kind) => {
+                ExportSpec::parse(spec)?;
+                objects::check(kind, &spec.attrs)?;
+            }
             other => return Err(EngineError::user(format!("unknown cache exporter: {other:?}"))),
         }
     }
@@ -163,7 +179,11 @@ pub async fn export(
     // The inline cache is part of the image and was written with it.
     for spec in specs.iter().filter(|spec| spec.kind != INLINE) {
         let build = bridge.build();
-        let vertex = build.start(if spec.kind == "registry" { registry::VERTEX } else { local::VERTEX });
+        let vertex = build.start(match (spec.kind.as_str(), Kind::parse(&spec.kind)) {
+            (_, Some(kind)) => kind.exporting(),
+            ("registry", _) => registry::VERTEX,
+            _ => local::VERTEX,
+        });
         match write(bridge, spec, result, vertex.digest()).await {
             Ok(told) => {
                 response.extend(told);
@@ -195,16 +215,25 @@ async fn write(
     let (context, _cancel, progress) = context(bridge, vertex);
     progress.started(PREPARING, 0);
     let kept = collect::collect(bridge, vertex, result, options.mode).await?;
+    if let Place::Objects(store) = place {
+        let built = parts.blocking(move || collect::build_objects(&context, &options, kept)).await?;
+        progress.completed(PREPARING);
+        match built {
+            Some(built) => built.put(store.as_ref()).await?,
+            None => progress.skipped(),
+        }
+        return Ok(BTreeMap::new());
+    }
     let built = parts.blocking(move || collect::build(&context, &options, kept)).await?;
     progress.completed(PREPARING);
     let Some(built) = built else {
-        progress.started(SKIPPED, 0);
-        progress.completed(SKIPPED);
+        progress.skipped();
         return Ok(BTreeMap::new());
     };
     match place {
         Place::Directory(session, store) => built.send(&session, &store).await?,
         Place::Registry(name, credentials) => built.push(&name, &parts.registry, &credentials).await?,
+        Place::Objects(_) => {}
     }
     Ok(built.response()?)
 }
@@ -214,10 +243,14 @@ enum Place {
     /// A directory of the client, by the name of its blob store.
     Directory(Arc<kiln_session::Session>, String),
     Registry(kiln_oci::Reference, kiln_registry::Credentials),
+    Objects(Arc<dyn ObjectStore>),
 }
 
 impl Place {
     async fn of(bridge: &Bridge, spec: &CacheSpec) -> Result<Self, EngineError> {
+        if let Some(kind) = Kind::parse(&spec.kind) {
+            return Ok(Self::Objects(objects::open(bridge, kind, spec).await?));
+        }
         if spec.kind == "registry" {
             return Ok(Self::Registry(registry::reference(spec)?, registry::credentials(bridge).await));
         }
@@ -243,6 +276,12 @@ struct CacheProgress {
 impl CacheProgress {
     fn new(build: Arc<BuildContext>, vertex: Digest) -> Self {
         Self { build, vertex, begun: Mutex::default() }
+    }
+
+    /// Says that there is nothing to export.
+    fn skipped(&self) {
+        self.started(SKIPPED, 0);
+        self.completed(SKIPPED);
     }
 }
 

@@ -9,7 +9,7 @@ use kiln_exporter::cacheconfig::{CREATED_AT, DESCRIPTION, UNCOMPRESSED, seconds}
 use kiln_oci::{Descriptor, DiffId, chain_ids, media};
 use kiln_solver::OpContext;
 use kiln_stdx::ErrorClass;
-use kiln_store::{Blob, ImmutableRef, Layer, LazyLayer, RecordType};
+use kiln_store::{Blob, ImmutableRef, Layer, LazyLayer, RecordType, Store};
 
 use super::keys::StackLoader;
 use crate::build::Progress;
@@ -20,15 +20,49 @@ use crate::source::resolve::ImageOrigin;
 /// How many blobs of one result are fetched at once.
 const PARALLEL: usize = 4;
 
+/// Where the layers of a cache are.
+#[async_trait]
+pub trait StackSource: Send + Sync {
+    /// Returns a name for messages.
+    fn name(&self) -> String;
+
+    /// Brings a layer into the store's content, verified, and shows progress in bytes.
+    async fn layer(
+        &self,
+        descriptor: &Descriptor,
+        store: &Store,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), EngineError>;
+}
+
+/// Layers beside a manifest, as those of images are.
+pub struct OriginLayers(pub Arc<dyn ImageOrigin>);
+
+#[async_trait]
+impl StackSource for OriginLayers {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    async fn layer(
+        &self,
+        descriptor: &Descriptor,
+        store: &Store,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), EngineError> {
+        self.0.layer(descriptor, store, progress).await
+    }
+}
+
 /// Loads stacks of layers from where the cache is kept.
 pub struct CachedStacks {
     parts: Arc<Parts>,
-    origin: Arc<dyn ImageOrigin>,
+    origin: Arc<dyn StackSource>,
 }
 
 impl CachedStacks {
     /// Returns the loader for a cache kept at `origin`.
-    pub fn new(parts: Arc<Parts>, origin: Arc<dyn ImageOrigin>) -> Self {
+    pub fn new(parts: Arc<Parts>, origin: Arc<dyn StackSource>) -> Self {
         Self { parts, origin }
     }
 

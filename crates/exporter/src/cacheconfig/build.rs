@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use kiln_oci::Descriptor;
 use kiln_stdx::{Digest, StableHasher};
 
-use super::format::{CacheConfig, CacheInput, CacheLayer, CacheRecord, LayerResult};
-use super::{CacheLink, CacheNode, CacheResult};
+use super::format::{CacheConfig, CacheInput, CacheLayer, CacheRecord, LayerAnnotations, LayerResult, NO_TIME};
+use super::{CREATED_AT, CacheLink, CacheNode, CacheResult, UNCOMPRESSED};
 use crate::image_config::format_seconds;
 
 /// Returns the config of `nodes` and the blobs that it names, in the order of its layers without repetition.
@@ -31,6 +31,28 @@ pub fn build(nodes: &[CacheNode]) -> (CacheConfig, Vec<Descriptor>) {
     let (layer_list, blobs, layer_index) = layers.finish();
     let records = order.iter().map(|&index| record(&merged[index], &place, &layer_index)).collect();
     (CacheConfig { layers: layer_list, records }, blobs)
+}
+
+/// Returns the config of `nodes` for stores without manifests: it tells itself what its layers are.
+pub fn build_annotated(nodes: &[CacheNode]) -> (CacheConfig, Vec<Descriptor>) {
+    let (mut config, blobs) = build(nodes);
+    let by_digest: HashMap<String, &Descriptor> = blobs.iter().map(|blob| (blob.digest.to_string(), blob)).collect();
+    for layer in &mut config.layers {
+        layer.annotations = by_digest.get(&layer.blob).map(|blob| annotations(blob));
+    }
+    (config, blobs)
+}
+
+fn annotations(blob: &Descriptor) -> LayerAnnotations {
+    let mut plain = blob.clone();
+    crate::layer_media::convert(&mut plain, true, true);
+    let note = |name: &str| blob.annotations.get(name).cloned();
+    LayerAnnotations {
+        media_type: plain.media_type,
+        diff_id: note(UNCOMPRESSED).unwrap_or_default(),
+        size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+        created_at: note(CREATED_AT).unwrap_or_else(|| NO_TIME.to_owned()),
+    }
 }
 
 /// A node after merging; alternatives are sets.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use kiln_oci::{Descriptor, JsonError};
 use kiln_stdx::Digest;
 
-use super::format::{CacheConfig, CacheRecord};
-use super::{CacheLink, CacheNode, CacheResult};
+use super::format::{CacheConfig, CacheLayer, CacheRecord, NO_TIME};
+use super::{CREATED_AT, CacheLink, CacheNode, CacheResult, UNCOMPRESSED};
 
 /// What a config holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,29 @@ pub struct ParsedCache {
 pub fn parse(config: &[u8], blobs: &BTreeMap<Digest, Descriptor>) -> Result<ParsedCache, JsonError> {
     let config: CacheConfig = serde_json::from_slice(config).map_err(|e| JsonError::new("cache config", e))?;
     Ok(from_config(&config, blobs))
+}
+
+/// Reads a config that tells itself what its layers are, as stores without manifests keep it.
+///
+/// # Errors
+/// Bytes that are no JSON object.
+pub fn parse_annotated(config: &[u8]) -> Result<ParsedCache, JsonError> {
+    let config: CacheConfig = serde_json::from_slice(config).map_err(|e| JsonError::new("cache config", e))?;
+    let blobs = config.layers.iter().filter_map(annotated).map(|blob| (blob.digest, blob)).collect();
+    Ok(from_config(&config, &blobs))
+}
+
+/// Returns what a layer says that it is; none if it does not say enough.
+fn annotated(layer: &CacheLayer) -> Option<Descriptor> {
+    let notes = layer.annotations.as_ref()?;
+    let diff_id: Digest = notes.diff_id.parse().ok()?;
+    let digest = layer.blob.parse().ok()?;
+    let mut blob = Descriptor::new(&notes.media_type, digest, u64::try_from(notes.size).ok()?);
+    blob.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
+    if notes.created_at != NO_TIME && !notes.created_at.is_empty() {
+        blob.annotations.insert(CREATED_AT.to_owned(), notes.created_at.clone());
+    }
+    Some(blob)
 }
 
 /// Takes what holds together out of `config`.

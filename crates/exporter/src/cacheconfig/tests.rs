@@ -246,3 +246,32 @@ fn the_inline_cache_counts_the_images_layers() {
     image.extra.clear();
     assert_eq!(parse_inline(&image.to_config_json().unwrap(), &manifest).unwrap(), None);
 }
+
+#[test]
+fn a_config_without_a_manifest_tells_what_its_layers_are() {
+    let mut nodes = [root("source"), step("run", vec![vec![link(0)]], &["a", "b"])];
+    let created = "2020-01-01T00:00:00Z";
+    nodes[1].results[0].layers[1].annotations.insert(CREATED_AT.into(), created.into());
+    let (config, _) = build_annotated(&nodes);
+    let text = json(&config);
+    let want = format!(
+        r#""annotations":{{"mediaType":"{}","diffID":"{}","size":1,"createdAt":"{created}"}}"#,
+        media::OCI_LAYER_GZIP,
+        Digest::of("b unpacked")
+    );
+    assert!(text.contains(&want) && text.contains(r#""createdAt":"0001-01-01T00:00:00Z""#), "{text}");
+    let parsed = parse_annotated(text.as_bytes()).unwrap();
+    assert_eq!(parsed.dropped, 0);
+    let run = parsed.nodes.iter().find(|n| n.digest == key("run")).unwrap();
+    let mut top = blob("b");
+    top.annotations.insert(CREATED_AT.into(), created.into());
+    assert_eq!(run.results[0].layers, [blob("a"), top]);
+    // A layer that does not say enough costs what is made of it.
+    for (from, to) in
+        [("\"diffID\":\"sha256:", "\"diffID\":\"md5:"), ("\"size\":1", "\"size\":-1"), ("annotations", "x")]
+    {
+        let parsed = parse_annotated(text.replace(from, to).as_bytes()).unwrap();
+        assert!(parsed.dropped > 0 && parsed.nodes.iter().all(|n| n.results.is_empty()), "{from}");
+    }
+    assert!(parse_annotated(b"<html>").is_err());
+}
