@@ -18,6 +18,7 @@ const FILES: &[&str] = &[
     "secrets.proto",
     "ssh.proto",
     "status.proto",
+    "trace.proto",
     "upload.proto",
     "worker.proto",
 ];

@@ -16,6 +16,7 @@ use kiln_session::proto::control::control_server::ControlServer;
 use kiln_session::proto::gateway::llb_bridge_server::LlbBridgeServer;
 use kiln_session::proto::health::health_server::HealthServer;
 use kiln_session::proto::kiln_v1::kiln_server::KilnServer;
+use kiln_session::proto::opentelemetry::trace::v1::trace_service_server::TraceServiceServer;
 use kiln_stdx::limits;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,7 +35,7 @@ use crate::keep::{self, Direct, Socket};
 use crate::kiln::KilnService;
 use crate::listen::{Connections, Counted, Listener, listen};
 use crate::notify::notify;
-use crate::traces::Collector;
+use crate::traces::{Collector, Passing};
 use crate::workers::About;
 use crate::{DaemonConfig, DaemonError, collect, compose, debug, memory};
 
@@ -114,7 +115,8 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
     if !about.gc.is_empty() {
         tokio::spawn(collect::run(engine.clone(), about.gc.clone(), stop.clone()));
     }
-    if let Some(collector) = Collector::from_env(|name| std::env::var(name).ok()) {
+    let collector = Collector::from_env(|name| std::env::var(name).ok());
+    if let Some(collector) = collector.clone() {
         tokio::spawn(collector.run(engine.clone(), stop.clone()));
     }
     ready(&mut config);
@@ -137,7 +139,7 @@ async fn serve(mut config: DaemonConfig) -> Result<(), DaemonError> {
         }
     };
     let stopped = stop.clone().cancelled_owned();
-    let server = router(&engine, about).serve_with_incoming_shutdown(incoming, stopped);
+    let server = router(&engine, about, collector).serve_with_incoming_shutdown(incoming, stopped);
     let result = tokio::select! {
         result = server => result,
         () = cut_off => Ok(()),
@@ -225,7 +227,7 @@ async fn open(config: &mut DaemonConfig) -> Result<Option<(Engine, About)>, Daem
     }
 }
 
-fn router(engine: &Engine, about: About) -> Router {
+fn router(engine: &Engine, about: About, collector: Option<Collector>) -> Router {
     let control = ControlService { engine: engine.clone(), about: about.clone() };
     let bridge = BridgeService { builds: Builds::OfClients(engine.clone()), about };
     Server::builder()
@@ -244,6 +246,7 @@ fn router(engine: &Engine, about: About) -> Router {
         )
         .add_service(ContentServer::new(BlobService { engine: engine.clone() }))
         .add_service(KilnServer::new(KilnService { engine: engine.clone() }))
+        .add_service(TraceServiceServer::new(Passing(collector)))
         .add_service(HealthServer::new(Serving))
 }
 

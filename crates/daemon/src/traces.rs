@@ -8,7 +8,10 @@ use futures::StreamExt;
 use kiln_engine::Engine;
 use kiln_engine::history::{Change, Record};
 use kiln_session::proto::control::StatusResponse;
+use kiln_session::proto::opentelemetry::trace::v1::trace_service_server::TraceService;
+use kiln_session::proto::opentelemetry::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use kiln_stdx::Digest;
+use prost::Message;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -108,17 +111,20 @@ impl Collector {
             None => Steps::default(),
         };
         let request = request(&self.resource, &record, &steps);
-        let sent = match self.protocol {
-            Protocol::Grpc => self.by_grpc(request).await,
-            Protocol::Http => self.by_http(&request).await,
-        };
-        if let Err(why) = sent {
+        if let Err(why) = self.send(request).await {
             tracing::warn!(build = record.reference, why, "the collector did not take a trace");
         }
     }
 
-    async fn by_http(&self, request: &Request) -> Result<(), String> {
-        let body = prost::Message::encode_to_vec(request);
+    /// Hands over spans, in whatever form of the request.
+    async fn send(&self, request: impl Message + Default + 'static) -> Result<(), String> {
+        match self.protocol {
+            Protocol::Grpc => self.by_grpc(request).await,
+            Protocol::Http => self.by_http(request.encode_to_vec()).await,
+        }
+    }
+
+    async fn by_http(&self, body: Vec<u8>) -> Result<(), String> {
         let client = reqwest::Client::builder().timeout(LIMIT).build().map_err(|e| e.to_string())?;
         let mut post = client.post(&self.url).header("content-type", "application/x-protobuf").body(body);
         for (name, value) in &self.headers {
@@ -128,7 +134,7 @@ impl Collector {
         answer.error_for_status().map(drop).map_err(|e| e.without_url().to_string())
     }
 
-    async fn by_grpc(&self, request: Request) -> Result<(), String> {
+    async fn by_grpc<R: Message + Default + 'static>(&self, request: R) -> Result<(), String> {
         let endpoint = Endpoint::from_shared(self.url.clone()).map_err(|e| e.to_string())?;
         let channel = endpoint.connect_timeout(LIMIT).timeout(LIMIT).connect().await.map_err(|e| e.to_string())?;
         let mut client = tonic::client::Grpc::new(channel);
@@ -140,9 +146,26 @@ impl Collector {
                 message.metadata_mut().insert(name, value);
             }
         }
-        let codec = tonic_prost::ProstCodec::<Request, Response>::default();
+        let codec = tonic_prost::ProstCodec::<R, Response>::default();
         let answer = client.unary(message, PathAndQuery::from_static(EXPORT), codec).await;
         answer.map(drop).map_err(|e| e.message().to_owned())
+    }
+}
+
+/// Takes spans of clients, which need no collector of their own: theirs go where the engine's go.
+pub struct Passing(pub Option<Collector>);
+
+#[tonic::async_trait]
+impl TraceService for Passing {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        // Without a collector they are of no use, which is nothing that a client could mend.
+        if let Some(collector) = &self.0 {
+            collector.send(request.into_inner()).await.map_err(tonic::Status::unavailable)?;
+        }
+        Ok(tonic::Response::new(ExportTraceServiceResponse {}))
     }
 }
 

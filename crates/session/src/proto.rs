@@ -112,3 +112,11 @@ pub use moby::exporter::v1 as exporter;
 pub use moby::filesync::v1 as filesync;
 pub use moby::sshforward::v1 as ssh;
 pub use moby::upload::v1 as upload;
+
+pub mod opentelemetry {
+    pub mod trace {
+        pub mod v1 {
+            include_package!("opentelemetry.proto.collector.trace.v1");
+        }
+    }
+}

@@ -6,9 +6,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kiln_session::proto::opentelemetry::trace::v1::ExportTraceServiceRequest;
+use kiln_session::proto::opentelemetry::trace::v1::trace_service_client::TraceServiceClient;
 use kiln_testkit::debian_registry::Certificates;
 use kiln_testkit::{Run, Running, TestEnv, program};
 use rustix::process::Signal;
+use tonic::transport::Endpoint;
 
 /// Prepares a run of the program under the name `buildkitd`, with a root of its own.
 fn buildkitd(env: &TestEnv, args: &[&str]) -> Run {
@@ -203,7 +206,22 @@ fn a_daemon_at_work_ends_when_told() {
     assert!(!socket.exists());
 }
 
-/// A collector that is spoken to by HTTP gets the steps of a build by name.
+/// Waits for a request of the engine that holds all of the texts, and answers it.
+fn collected(listener: &std::net::TcpListener, texts: &[&str]) {
+    let (mut stream, _) = listener.accept().expect("the engine comes");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("timeout");
+    let mut asked = Vec::new();
+    let mut buffer = [0; 4096];
+    let holds = |asked: &[u8], text: &str| asked.windows(text.len()).any(|w| w == text.as_bytes());
+    while !texts.iter().all(|text| holds(&asked, text)) {
+        let read = stream.read(&mut buffer).expect("read");
+        assert!(read > 0, "{}", String::from_utf8_lossy(&asked));
+        asked.extend_from_slice(&buffer[..read]);
+    }
+    let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+}
+
+/// A collector that is spoken to by HTTP gets the steps of a build by name, and the spans that clients hand to the engine.
 #[test]
 fn traces_reach_a_collector() {
     let env = crate::env();
@@ -220,17 +238,19 @@ fn traces_reach_a_collector() {
     let context = env.ctx().display().to_string();
     let _ = env.kiln(["build", "--addr", &unix, "-o", "type=cacheonly", &context]).finish().ok();
 
-    let (mut stream, _) = listener.accept().expect("the engine comes");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("timeout");
-    let mut asked = Vec::new();
-    let mut buffer = [0; 4096];
-    let holds = |asked: &[u8], text: &str| asked.windows(text.len()).any(|w| w == text.as_bytes());
-    while !(holds(&asked, "] COPY a /") && holds(&asked, "builders of the east")) {
-        let read = stream.read(&mut buffer).expect("read");
-        assert!(read > 0, "{}", String::from_utf8_lossy(&asked));
-        asked.extend_from_slice(&buffer[..read]);
-    }
-    assert!(holds(&asked, "POST /v1/traces HTTP/1.1"), "{}", String::from_utf8_lossy(&asked));
-    let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    collected(&listener, &["POST /v1/traces HTTP/1.1", "] COPY a /", "builders of the east"]);
+
+    let socket = env.path().join("d.sock");
+    let sent = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        runtime.block_on(async {
+            let address = format!("unix://{}", socket.display());
+            let channel = Endpoint::from_shared(address).expect("address").connect().await.expect("an engine");
+            let spans = ExportTraceServiceRequest { resource_spans: vec![b"spans of a client".to_vec()] };
+            TraceServiceClient::new(channel).export(spans).await.map(drop)
+        })
+    });
+    collected(&listener, &["POST /v1/traces HTTP/1.1", "spans of a client"]);
+    sent.join().expect("a client").expect("taken");
     end(daemon);
 }
