@@ -1,11 +1,14 @@
 //! Source excerpts with the lines in question marked, in the layout of the field's tools.
 
+use std::borrow::Cow;
+
 use crate::diag::Diagnostic;
 use crate::source::{SourceFile, Span};
 
 const RULE: &str = "--------------------";
-/// Most characters of a line that are shown, and most lines of one place.
-const WIDTH: usize = 2000;
+/// Most characters of a line that are shown.
+pub const WIDTH: usize = 2000;
+/// Most lines of one place that are shown.
 const HEIGHT: usize = 500;
 
 /// A file whose lines are known, to draw many places in it.
@@ -24,10 +27,11 @@ pub fn diagnostic(source: &SourceFile, diagnostic: &Diagnostic) -> String {
     Drawing::new(source).diagnostic(diagnostic)
 }
 
-fn shortened(line: &str) -> String {
+/// Cuts a line after [`WIDTH`] characters. Thousands of findings in one line would show all of it each time.
+pub fn shortened(line: &str) -> Cow<'_, str> {
     match line.char_indices().nth(WIDTH) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line.to_owned(),
+        Some((end, _)) => format!("{}…", &line[..end]).into(),
+        None => line.into(),
     }
 }
 

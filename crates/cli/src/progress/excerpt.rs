@@ -9,6 +9,7 @@
 //! --------------------
 //! ```
 
+use kiln_dockerfile::render::{WIDTH, shortened};
 use kiln_llb::pb;
 
 /// A file whose lines are known, to show many places of it.
@@ -50,7 +51,7 @@ fn draw(name: &str, lines: &[String], ranges: &[pb::Range]) -> Option<String> {
             ranges.iter().any(|r| (first_of(r)..=last_of(r)).contains(&i32::try_from(number).unwrap_or(i32::MAX)));
         let mark = if hit { ">>>" } else { "   " };
         let line = line.strip_suffix('\r').unwrap_or(line);
-        out.push_str(&format!(" {number:3} | {mark} {line}\n"));
+        out.push_str(&format!(" {number:3} | {mark} {}\n", shortened(line)));
         let here = |r: &&pb::Range| first_of(r) == i32::try_from(number).unwrap_or(i32::MAX);
         if let Some(carets) = ranges.iter().find(here).and_then(|r| carets(r, line)) {
             out.push_str(&format!("     |     {carets}\n"));
@@ -65,7 +66,7 @@ fn carets(range: &pb::Range, line: &str) -> Option<String> {
     let (start, end) = (range.start.as_ref()?, range.end.as_ref()?);
     let from = usize::try_from(start.character).ok()?.checked_sub(1)?;
     let to = if end.line == start.line { usize::try_from(end.character).ok()?.saturating_sub(1) } else { 0 };
-    let count = line.chars().count();
+    let count = line.chars().take(WIDTH).count();
     let before: String = line.chars().take(from).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
     let width = to.min(count).saturating_sub(from).max(1);
     (from < count).then(|| format!("{before}{}", "^".repeat(width)))
@@ -100,6 +101,16 @@ mod tests {
         assert_eq!(got, want);
         let beyond = pb::Range { start: position(1, 99), end: position(1, 100) };
         assert!(!render(&file("FROM a"), &[beyond]).unwrap_or_default().contains('^'));
+    }
+
+    #[test]
+    fn a_long_line_is_cut() {
+        let position = |line, character| Some(pb::Position { line, character });
+        let range = |at| pb::Range { start: position(1, at), end: position(1, at + 1) };
+        let source = file(&"x".repeat(9000));
+        let got = render(&source, &[range(8000)]).unwrap_or_default();
+        assert!(got.len() < 2200 && got.contains("xx…\n") && !got.contains('^'), "{got}");
+        assert!(render(&source, &[range(10)]).unwrap_or_default().contains("     |              ^\n"));
     }
 
     #[test]

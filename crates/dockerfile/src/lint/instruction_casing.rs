@@ -19,14 +19,14 @@ pub(super) fn check(file: &crate::ast::Dockerfile, linter: &mut super::Linter) {
         keywords.push((&stage.keyword, &stage.comments, stage.lines));
         keywords.extend(stage.instructions.iter().map(|i| (&i.keyword, &i.comments, i.lines)));
     }
-    let lower = keywords.iter().filter(|(k, ..)| **k == k.to_lowercase()).count();
-    let upper = keywords.iter().filter(|(k, ..)| **k == k.to_uppercase()).count();
+    let (lower, upper) = (|k: &str| !k.contains(char::is_uppercase), |k: &str| !k.contains(char::is_lowercase));
+    let count = |right: fn(&str) -> bool| keywords.iter().filter(|(k, ..)| right(k)).count();
+    let (right, casing) = match count(lower) > count(upper) {
+        true => (lower as fn(&str) -> bool, "lowercase"),
+        false => (upper as fn(&str) -> bool, "uppercase"),
+    };
     for (keyword, comments, lines) in keywords {
-        let (right, casing) = match lower > upper {
-            true => (keyword.to_lowercase(), "lowercase"),
-            false => (keyword.to_uppercase(), "uppercase"),
-        };
-        if *keyword != right {
+        if !right(keyword) {
             let message = format!("Command '{keyword}' should match the case of the command majority ({casing})");
             linter.warn(&RULE, comments, Some(lines), message);
         }
