@@ -12,6 +12,7 @@
 //!
 //! A record is only a claim: loading it checks that its layers are there and whole, and what is not is forgotten.
 
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -19,8 +20,9 @@ use kiln_solver::{
     Backlink, Eviction, Gone, KeyId, KeyStore, KeyStoreError, Link, LinkFrom, Loaded, OpContext, OutputKey, RecordId,
     RecordsFound, Save, SlotRecord, StepSlot, Target,
 };
-use kiln_stdx::{Digest, ErrorClass, rand_id};
+use kiln_stdx::{Digest, ErrorClass, Fingerprint, rand_id};
 use kiln_store::{ImmutableRef, LayerId, Store, Table};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 /// Most records kept on one key node; an older one is dropped for a newer one.
@@ -34,6 +36,28 @@ pub struct StoreKeys {
     records: Table,
     gone: Table,
     slots: Table,
+    remembered: Mutex<Remembered>,
+}
+
+/// What rows of slots hold, so that a build in which nothing changed need not read and compare them all.
+#[derive(Default)]
+struct Remembered {
+    /// The file of metadata that this is true of.
+    generation: u64,
+    /// What was last remembered in a row.
+    rows: HashMap<Digest, Fingerprint>,
+}
+
+impl Remembered {
+    /// Most rows that are known; beyond it all are read again.
+    const MAX: usize = 1 << 16;
+
+    /// Forgets what is not true of this file of metadata, and what is too much.
+    fn refresh(&mut self, generation: u64) {
+        if self.generation != generation || self.rows.len() > Self::MAX {
+            *self = Self { generation, rows: HashMap::new() };
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,6 +75,7 @@ impl StoreKeys {
             records: table("record"),
             gone: table("gone"),
             slots: table("slot"),
+            remembered: Mutex::default(),
             store,
         }
     }
@@ -164,19 +189,27 @@ impl KeyStore<ImmutableRef> for StoreKeys {
 
     async fn recall(&self, slot: &StepSlot) -> Result<Option<SlotRecord>, KeyStoreError> {
         // A step that was moved is best compared with itself, and one that was changed with what stood in its place.
-        let mut rows = slot_keys(slot).into_iter().filter_map(|key| self.slots.get(&key));
+        let mut rows = slot_rows(slot).into_iter().filter_map(|row| self.slots.get(row.as_bytes()));
         Ok(rows.find_map(|json| serde_json::from_slice(&json).ok()))
     }
 
     async fn remember(&self, slots: Vec<(StepSlot, SlotRecord)>) -> Result<(), KeyStoreError> {
         let mut changes = Vec::new();
+        let failed = |e| KeyStoreError::new(ErrorClass::Bug, e);
+        let mut remembered = self.remembered.lock();
+        remembered.refresh(self.slots.generation());
         for (slot, record) in slots {
-            for key in slot_keys(&slot) {
+            let now = Fingerprint::of(serde_json::to_vec(&record).map_err(failed)?);
+            for row in slot_rows(&slot) {
+                if remembered.rows.insert(row, now) == Some(now) {
+                    continue;
+                }
+                let key = row.as_bytes().to_vec();
                 let (mut record, old) = (record.clone(), self.slots.get(&key));
                 if let Some(old) = old.as_ref().and_then(|json| serde_json::from_slice::<SlotRecord>(json).ok()) {
                     record.inherit(&old);
                 }
-                let json = serde_json::to_vec(&record).map_err(|e| KeyStoreError::new(ErrorClass::Bug, e))?;
+                let json = serde_json::to_vec(&record).map_err(failed)?;
                 if old.as_ref() != Some(&json) {
                     changes.push((key, Some(json)));
                 }
@@ -201,7 +234,7 @@ impl StoreKeys {
 
 /// Returns the rows of a slot: by the words of the step in its stage, and by its place; then the same for the step on any
 /// platform, for one that was never built on its own.
-fn slot_keys(slot: &StepSlot) -> Vec<Vec<u8>> {
+fn slot_rows(slot: &StepSlot) -> Vec<Digest> {
     let (any, own) = slot.0.split_once('\0').unwrap_or(("", &slot.0));
     let (place, words) = own.split_once('\0').unwrap_or((own, ""));
     let mut names = rows_of(place, words);
@@ -213,7 +246,7 @@ fn slot_keys(slot: &StepSlot) -> Vec<Vec<u8>> {
         };
         names.extend(rows_of(&format!("{any}\n{step}"), words));
     }
-    names.into_iter().map(|name| Digest::of(name).as_bytes().to_vec()).collect()
+    names.into_iter().map(Digest::of).collect()
 }
 
 fn rows_of(place: &str, words: &str) -> Vec<String> {

@@ -124,8 +124,8 @@ impl<'a> Teller<'a> {
         let mut details = Map::new();
         if self.options.mode == Mode::Max {
             let definition = reference.definition();
-            let steps = Steps::of(definition)?;
-            config = Some(json!({ "llbDefinition": steps.list, "digestMapping": steps.names() }));
+            let mut steps = Steps::of(definition)?;
+            config = Some(Value::Object(steps.take_config()));
             if let Some(source) = steps::sources(definition, &steps)? {
                 details.insert("source".into(), source);
             }

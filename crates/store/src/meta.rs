@@ -235,6 +235,11 @@ impl Table {
         self.shared.enqueue(changes);
     }
 
+    /// Returns a number that grows when a damaged file was replaced by a new one, in which most of this table is lost.
+    pub fn generation(&self) -> u64 {
+        self.shared.db.lock().generation
+    }
+
     /// Returns a change of this table for [`Meta::on_replaced`].
     pub(crate) fn change(&self, key: &[u8], value: &[u8]) -> Change {
         (self.key(key), Some(Arc::from(value)))

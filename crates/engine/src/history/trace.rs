@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use kiln_stdx::{Digest, StableHasher};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::events::{Event, EventLog, VertexEvent};
 
@@ -31,17 +31,23 @@ pub fn trace(reference: &str, started: SystemTime, ended: SystemTime, error: &st
     let mut ran: Vec<_> = ran.collect();
     ran.sort_by_key(|(digest, started, ..)| (*started, *digest));
     let ids = Ids::of(reference);
-    let mut spans = vec![span(&ids, None, "build", (started, ended), error, &[("build.ref", reference)], ran.len())];
+    let mut out = Vec::new();
+    let mut add = |span: Span| {
+        // Texts and numbers can always be written.
+        let _ = serde_json::to_writer(&mut out, &span);
+        out.push(b'\n');
+    };
+    let asked = vec![attribute("build.ref", reference)];
+    add(Span {
+        child_span_count: ran.len(),
+        ..span("build", ids.context(None), Context::default(), (started, ended), error, asked)
+    });
     for (digest, started, ended, vertex) in &ran {
         let digest = digest.to_string();
-        let cached = if vertex.cached { "true" } else { "false" };
-        let attributes = [("vertex", digest.as_str()), ("cached", cached)];
-        spans.push(span(&ids, Some(&digest), &vertex.name, (*started, *ended), &vertex.error, &attributes, 0));
-    }
-    let mut out = Vec::new();
-    for span in spans {
-        out.extend(span.to_string().into_bytes());
-        out.push(b'\n');
+        let attributes =
+            vec![attribute("vertex", &digest), attribute("cached", if vertex.cached { "true" } else { "false" })];
+        let (own, parent) = (ids.context(Some(&digest)), ids.context(None));
+        add(span(&vertex.name, own, parent, (*started, *ended), &vertex.error, attributes));
     }
     out
 }
@@ -56,9 +62,9 @@ impl Ids {
         Self { trace: id("trace", reference, 32), root: id("span", reference, 16) }
     }
 
-    fn context(&self, span: Option<&str>) -> Value {
-        let span = span.map_or_else(|| self.root.clone(), |vertex| id("span", &format!("{}{vertex}", self.root), 16));
-        json!({ "TraceID": self.trace, "SpanID": span, "TraceFlags": "01", "TraceState": "", "Remote": false })
+    fn context(&self, vertex: Option<&str>) -> Context {
+        let span_id = vertex.map_or_else(|| self.root.clone(), |v| id("span", &format!("{}{v}", self.root), 16));
+        Context { trace_id: self.trace.clone(), span_id, trace_flags: "01", ..Context::default() }
     }
 }
 
@@ -67,42 +73,115 @@ fn id(kind: &str, of: &str, digits: usize) -> String {
     hash.get(..digits).unwrap_or(&hash).to_owned()
 }
 
-fn span(
-    ids: &Ids,
-    vertex: Option<&str>,
-    name: &str,
+/// Where a span is.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Context {
+    #[serde(rename = "TraceID")]
+    trace_id: String,
+    #[serde(rename = "SpanID")]
+    span_id: String,
+    trace_flags: &'static str,
+    trace_state: &'static str,
+    remote: bool,
+}
+
+impl Default for Context {
+    fn default() -> Self {
+        let (trace_id, span_id) = ("0".repeat(32), "0".repeat(16));
+        Self { trace_id, span_id, trace_flags: "00", trace_state: "", remote: false }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Attribute<'a> {
+    key: &'a str,
+    value: Text<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Text<'a> {
+    r#type: &'static str,
+    value: &'a str,
+}
+
+fn attribute<'a>(key: &'a str, value: &'a str) -> Attribute<'a> {
+    Attribute { key, value: Text { r#type: "STRING", value } }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Status<'a> {
+    code: u8,
+    description: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Library {
+    name: &'static str,
+    version: &'static str,
+    #[serde(rename = "SchemaURL")]
+    schema_url: &'static str,
+}
+
+/// A span as its viewers read it. The lists that would be empty are null.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Span<'a> {
+    name: &'a str,
+    span_context: Context,
+    parent: Context,
+    span_kind: u8,
+    start_time: String,
+    end_time: String,
+    attributes: Vec<Attribute<'a>>,
+    events: (),
+    links: (),
+    status: Status<'a>,
+    dropped_attributes: u32,
+    dropped_events: u32,
+    dropped_links: u32,
+    child_span_count: usize,
+    resource: [Attribute<'a>; 1],
+    instrumentation_library: Library,
+}
+
+fn span<'a>(
+    name: &'a str,
+    span_context: Context,
+    parent: Context,
     (started, ended): (SystemTime, SystemTime),
-    error: &str,
-    attributes: &[(&str, &str)],
-    children: usize,
-) -> Value {
-    let nothing = json!({
-        "TraceID": "0".repeat(32), "SpanID": "0".repeat(16), "TraceFlags": "00", "TraceState": "", "Remote": false,
-    });
-    let attribute = |key: &str, value: &str| json!({ "Key": key, "Value": { "Type": "STRING", "Value": value } });
-    json!({
-        "Name": name,
-        "SpanContext": ids.context(vertex),
-        "Parent": if vertex.is_some() { ids.context(None) } else { nothing },
-        "SpanKind": INTERNAL,
-        "StartTime": crate::provenance::time(started),
-        "EndTime": crate::provenance::time(ended.max(started)),
-        "Attributes": attributes.iter().map(|(key, value)| attribute(key, value)).collect::<Vec<_>>(),
-        "Events": null,
-        "Links": null,
-        "Status": { "Code": if error.is_empty() { SUCCEEDED } else { FAILED }, "Description": error },
-        "DroppedAttributes": 0,
-        "DroppedEvents": 0,
-        "DroppedLinks": 0,
-        "ChildSpanCount": children,
-        "Resource": [attribute("service.name", "kiln")],
-        "InstrumentationLibrary": { "Name": "kiln", "Version": env!("CARGO_PKG_VERSION"), "SchemaURL": "" },
-    })
+    error: &'a str,
+    attributes: Vec<Attribute<'a>>,
+) -> Span<'a> {
+    Span {
+        name,
+        span_context,
+        parent,
+        span_kind: INTERNAL,
+        start_time: crate::provenance::time(started),
+        end_time: crate::provenance::time(ended.max(started)),
+        attributes,
+        events: (),
+        links: (),
+        status: Status { code: if error.is_empty() { SUCCEEDED } else { FAILED }, description: error },
+        dropped_attributes: 0,
+        dropped_events: 0,
+        dropped_links: 0,
+        child_span_count: 0,
+        resource: [attribute("service.name", "kiln")],
+        instrumentation_library: Library { name: "kiln", version: env!("CARGO_PKG_VERSION"), schema_url: "" },
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -128,6 +207,12 @@ mod tests {
         assert_eq!(spans[1]["Parent"], spans[0]["SpanContext"]);
         assert_ne!(spans[1]["SpanContext"], spans[2]["SpanContext"]);
         assert_eq!(spans[2]["Status"], json!({ "Code": FAILED, "Description": "boom" }));
+        assert_eq!(spans[0]["Parent"]["TraceID"], "0".repeat(32));
+        assert_eq!((&spans[0]["ChildSpanCount"], &spans[0]["Events"]), (&json!(2), &Value::Null));
+        assert_eq!(
+            spans[1]["Attributes"][1],
+            json!({ "Key": "cached", "Value": { "Type": "STRING", "Value": "false" } })
+        );
         assert_eq!(spans[2]["EndTime"], "1970-01-01T00:00:09.000000000Z");
     }
 }

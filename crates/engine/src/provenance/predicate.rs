@@ -53,33 +53,35 @@ impl Told<'_> {
         let hermetic = complete && !self.capture.network;
         let parameters = self.parameters(options);
         let environment = self.environment();
-        match options.is_02 {
-            false => json!({
-                "buildDefinition": {
-                    "buildType": BUILD_TYPE,
-                    "externalParameters": { "configSource": self.request.config, "request": parameters },
-                    "internalParameters": environment,
-                    "resolvedDependencies": materials(self.capture),
-                },
-                "runDetails": {
-                    "builder": { "id": options.builder_id },
-                    "metadata": {
-                        "invocationId": self.id,
-                        "startedOn": time(self.started),
-                        "finishedOn": time(self.finished),
-                        "buildkit_metadata": self.details,
-                        "buildkit_hermetic": hermetic,
-                        "buildkit_completeness": { "request": request_complete, "resolvedDependencies": complete },
-                        "buildkit_reproducible": options.reproducible,
-                    },
-                },
-            }),
-            true => self.old(options, &parameters, environment, (request_complete, complete, hermetic)),
+        if options.is_02 {
+            return self.old(options, &parameters, environment, (request_complete, complete, hermetic));
         }
+        let mut predicate = json!({
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": { "configSource": self.request.config, "request": parameters },
+                "resolvedDependencies": materials(self.capture),
+            },
+            "runDetails": {
+                "builder": { "id": options.builder_id },
+                "metadata": {
+                    "invocationId": self.id,
+                    "startedOn": time(self.started),
+                    "finishedOn": time(self.finished),
+                    "buildkit_hermetic": hermetic,
+                    "buildkit_completeness": { "request": request_complete, "resolvedDependencies": complete },
+                    "buildkit_reproducible": options.reproducible,
+                },
+            },
+        });
+        // What has every step in it is moved: the macro copies.
+        predicate["buildDefinition"]["internalParameters"] = Value::Object(environment);
+        predicate["runDetails"]["metadata"]["buildkit_metadata"] = Value::Object(self.details);
+        predicate
     }
 
     fn old(
-        &self,
+        self,
         options: &Options,
         parameters: &Value,
         mut environment: Map<String, Value>,
@@ -104,11 +106,11 @@ impl Told<'_> {
                 "completeness": { "parameters": request, "environment": true, "materials": complete },
                 "reproducible": options.reproducible,
                 "https://mobyproject.org/buildkit@v1#hermetic": hermetic,
-                "https://mobyproject.org/buildkit@v1#metadata": self.details,
             },
         });
-        if let (Some(config), Some(predicate)) = (config, predicate.as_object_mut()) {
-            predicate.insert("buildConfig".into(), config);
+        predicate["metadata"]["https://mobyproject.org/buildkit@v1#metadata"] = Value::Object(self.details);
+        if let Some(config) = config {
+            predicate["buildConfig"] = config;
         }
         predicate
     }
@@ -137,14 +139,14 @@ impl Told<'_> {
         Value::Object(request)
     }
 
-    fn environment(&self) -> Map<String, Value> {
+    fn environment(&mut self) -> Map<String, Value> {
         let mut environment = self.environment.clone();
         environment.insert("builderPlatform".into(), json!(Platform::host().normalize().to_string()));
         if self.request.frontend == "dockerfile.v0" {
             environment.insert("dockerfileVersion".into(), json!(DOCKERFILE_VERSION));
         }
-        if let Some(config) = &self.config {
-            environment.insert("buildConfig".into(), config.clone());
+        if let Some(config) = self.config.take() {
+            environment.insert("buildConfig".into(), config);
         }
         environment
     }

@@ -1,6 +1,6 @@
 //! The graph of a result as numbered steps, inputs first, and where each was written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use kiln_llb::{Definition, pb};
 use kiln_stdx::Digest;
@@ -39,11 +39,12 @@ impl Steps {
         // Whether the inputs of an operation have been looked at is kept beside it: a deep graph must not need a deep stack.
         let mut todo: Vec<(Digest, bool)> = last.map(|digest| (digest, false)).into_iter().collect();
         while let Some((digest, ready)) = todo.pop() {
-            let Some(op) = ops.get(&digest).filter(|_| !steps.numbers.contains_key(&digest)) else { continue };
             if ready {
-                steps.add(digest, op.clone());
+                // It is taken: what comes by it again finds it numbered.
+                steps.add(digest, ops.remove(&digest));
                 continue;
             }
+            let Some(op) = ops.get(&digest).filter(|_| !steps.numbers.contains_key(&digest)) else { continue };
             todo.push((digest, true));
             let inputs: Vec<Digest> = op.inputs.iter().filter_map(|input| input.digest.parse().ok()).collect();
             todo.extend(inputs.into_iter().rev().map(|input| (input, false)));
@@ -51,7 +52,8 @@ impl Steps {
         Ok(steps)
     }
 
-    fn add(&mut self, digest: Digest, mut op: pb::Op) {
+    fn add(&mut self, digest: Digest, op: Option<pb::Op>) {
+        let Some(mut op) = op else { return };
         let number = self.list.len();
         self.numbers.insert(digest, number);
         let named = |input: &pb::Input| {
@@ -63,7 +65,7 @@ impl Steps {
             source.attrs.retain(|key, _| !FLEETING.contains(&key.as_str()));
         }
         let mut step =
-            Map::from_iter([("id".to_owned(), json!(format!("step{number}"))), ("op".to_owned(), json!(op))]);
+            Map::from_iter([("id".to_owned(), format!("step{number}").into()), ("op".to_owned(), json!(op))]);
         if !inputs.is_empty() {
             step.insert("inputs".into(), json!(inputs));
         }
@@ -71,8 +73,15 @@ impl Steps {
     }
 
     /// Returns the name of the step of each operation.
-    pub fn names(&self) -> BTreeMap<String, String> {
-        self.numbers.iter().map(|(digest, number)| (digest.to_string(), format!("step{number}"))).collect()
+    fn names(&self) -> Map<String, Value> {
+        self.numbers.iter().map(|(digest, number)| (digest.to_string(), format!("step{number}").into())).collect()
+    }
+
+    /// Takes the steps out, as `llbDefinition`, with `digestMapping`, their names.
+    pub fn take_config(&mut self) -> Map<String, Value> {
+        let names = Value::Object(self.names());
+        let list = Value::Array(std::mem::take(&mut self.list));
+        Map::from_iter([("llbDefinition".to_owned(), list), ("digestMapping".to_owned(), names)])
     }
 }
 
@@ -84,7 +93,7 @@ pub fn sources(definition: &Definition, steps: &Steps) -> Result<Option<Value>, 
     let Some(source) = definition.source.as_ref().filter(|source| !source.infos.is_empty()) else { return Ok(None) };
     let mut infos = Vec::new();
     for info in &source.infos {
-        let read_by = match &info.definition {
+        let mut read_by = match &info.definition {
             Some(pb) => Steps::of(&Definition::from(pb.clone()))?,
             None => Steps::default(),
         };
@@ -93,8 +102,7 @@ pub fn sources(definition: &Definition, steps: &Steps) -> Result<Option<Value>, 
         shown.insert("language".into(), json!(info.language));
         shown.insert("data".into(), json!(base64(&info.data)));
         if !read_by.list.is_empty() {
-            shown.insert("llbDefinition".into(), json!(read_by.list));
-            shown.insert("digestMapping".into(), json!(read_by.names()));
+            shown.extend(read_by.take_config());
         }
         infos.push(Value::Object(shown));
     }
@@ -105,7 +113,8 @@ pub fn sources(definition: &Definition, steps: &Steps) -> Result<Option<Value>, 
             locations.insert(format!("step{number}"), json!(places));
         }
     }
-    Ok(Some(json!({ "infos": infos, "locations": locations })))
+    let locations = Value::Object(locations);
+    Ok(Some(Value::Object(Map::from_iter([("infos".to_owned(), infos.into()), ("locations".to_owned(), locations)]))))
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -132,7 +141,11 @@ mod tests {
         assert_eq!(steps.list[0]["op"]["Op"]["source"]["identifier"], json!("local://context"));
         assert_eq!(steps.list[0]["op"]["Op"]["source"]["attrs"].get("local.session"), None);
         assert_eq!(steps.list[1]["inputs"], json!(["step0:0"]));
-        assert_eq!(steps.names().len(), 2);
+        let mut steps = steps;
+        let config = steps.take_config();
+        assert_eq!(config["llbDefinition"].as_array().map(Vec::len), Some(2));
+        let last = steps.numbers.iter().find(|(_, number)| **number == 1).map(|(digest, _)| digest.to_string());
+        assert_eq!(config["digestMapping"][last.unwrap()], json!("step1"));
         let image = builder.image("docker.io/library/a:1", &ImageOptions::default(), meta()).unwrap();
         let definition = builder.definition(image).unwrap();
         let steps = Steps::of(&definition).unwrap();
