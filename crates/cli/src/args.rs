@@ -297,7 +297,7 @@ pub struct PruneFlags {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    crate::units::parse_duration(text).ok_or_else(|| "a duration like 90s, 10m or 1h30m is expected".to_owned())
+    kiln_stdx::duration::parse(text).ok_or_else(|| "a duration like 90s, 10m or 1h30m is expected".to_owned())
 }
 
 fn size(text: &str) -> Result<u64, String> {

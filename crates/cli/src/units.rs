@@ -1,6 +1,4 @@
-//! Sizes and durations as the docker command line writes them.
-
-use std::time::Duration;
+//! Sizes as the docker command line writes them.
 
 /// Parses a size such as `64m`, `1.5GB` or `512`; `base` is 1000 or 1024, letter case does not matter, `b` may follow.
 pub fn parse_size(text: &str, base: u64) -> Result<u64, String> {
@@ -25,33 +23,6 @@ pub fn parse_size(text: &str, base: u64) -> Result<u64, String> {
     };
     let bytes = number * (base as f64).powi(power);
     if bytes >= i64::MAX as f64 { Err(bad()) } else { Ok(bytes as u64) }
-}
-
-/// Parses a duration such as `90s`, `1h30m`, `1.5h`, `300ms`; a bare number is not one, except `0`.
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text;
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let letters = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let factor = match &rest[..letters] {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        seconds += number * factor;
-        rest = &rest[letters..];
-    }
-    if text.is_empty() { None } else { Duration::try_from_secs_f64(seconds).ok() }
 }
 
 /// Formats a byte count for a table: four significant digits in decimal units, `1.234GB`.
@@ -95,16 +66,6 @@ mod tests {
             ("99999999p", 1024, None),
         ] {
             assert_eq!(parse_size(text, base).ok(), want, "{text}");
-        }
-    }
-
-    #[test]
-    fn durations() {
-        assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
-        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_duration("0"), Some(Duration::ZERO));
-        for bad in ["", "5", "m", "1d", "1h30", "-1s"] {
-            assert_eq!(parse_duration(bad), None, "{bad}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kiln_registry::ErrorKind;
+use kiln_stdx::duration;
 
 use crate::error::config;
 
@@ -51,61 +52,16 @@ pub(crate) fn positive(attrs: &Attrs, name: &str) -> Result<Option<u32>, ErrorKi
     number.map(Some).ok_or_else(|| config(format!("{name} must be a positive integer")))
 }
 
-/// Reads a time as Go writes it: numbers with units, `1h30m`, `1.5s`, `250ms`.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    if rest == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let seconds = match &rest[..unit] {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
-        rest = &rest[unit..];
-    }
-    (!text.trim().is_empty()).then_some(total)
-}
-
 /// Reads `timeout`.
 pub(crate) fn timeout(attrs: &Attrs) -> Result<Option<Duration>, ErrorKind> {
     let Some(text) = attrs.get("timeout") else { return Ok(None) };
-    let time = duration(text).filter(|time| !time.is_zero());
+    let time = duration::parse(text.trim()).filter(|time| !time.is_zero());
     time.map(Some).ok_or_else(|| config(format!("timeout {text:?} is no time; write 30s or 10m")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times() {
-        for (text, want) in [
-            ("24h", Some(Duration::from_secs(86_400))),
-            ("1h30m", Some(Duration::from_secs(5400))),
-            ("1.5s", Some(Duration::from_millis(1500))),
-            ("250ms", Some(Duration::from_millis(250))),
-            ("0", Some(Duration::ZERO)),
-            ("", None),
-            ("5", None),
-            ("-1s", None),
-            ("3 days", None),
-            ("s", None),
-        ] {
-            assert_eq!(duration(text), want, "{text}");
-        }
-    }
 
     #[test]
     fn secrets_are_not_shown() {

@@ -11,7 +11,7 @@ use kiln_stdx::{Clock as _, Digest, SystemClock};
 use reqwest::header::{ETAG, LAST_MODIFIED};
 use reqwest::{Method, Response, Url};
 
-use crate::attrs::{Attrs, Environment, boolean, duration, given, names, positive, timeout};
+use crate::attrs::{Attrs, Environment, boolean, given, names, positive, timeout};
 use crate::blocks::Blocks;
 use crate::client::{Body, Call, Client, Opened, element};
 use crate::error::{config, protocol};
@@ -74,7 +74,10 @@ impl S3Store {
             bucket,
             blobs,
             manifests,
-            refresh: attrs.get("touch_refresh").and_then(|t| duration(t)).unwrap_or(Duration::from_secs(24 * 3600)),
+            refresh: attrs
+                .get("touch_refresh")
+                .and_then(|t| kiln_stdx::duration::parse(t))
+                .unwrap_or(Duration::from_secs(24 * 3600)),
             uploads: positive(attrs, "upload_parallelism")?.map_or(4, |n| n as usize),
         })
     }

@@ -7,6 +7,7 @@ pub mod age;
 pub mod clock;
 pub mod defer;
 pub mod digest;
+pub mod duration;
 pub mod error;
 pub mod fault;
 pub mod fingerprint;

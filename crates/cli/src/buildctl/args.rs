@@ -264,5 +264,5 @@ pub struct BuildFlags {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    crate::units::parse_duration(text).ok_or_else(|| "a duration like 90s, 10m or 1h30m is expected".to_owned())
+    kiln_stdx::duration::parse(text).ok_or_else(|| "a duration like 90s, 10m or 1h30m is expected".to_owned())
 }

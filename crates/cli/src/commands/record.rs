@@ -6,7 +6,7 @@ use kiln_session::proto::control::UsageRecord;
 
 use crate::error::CliError;
 use crate::progress::event::Stamp;
-use crate::units::{human_size, parse_duration};
+use crate::units::human_size;
 
 /// Filters of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub fn filters(values: &[String]) -> Result<Filters, CliError> {
                 if unused_for.is_some() {
                     return Err(CliError::user("conflicting filters: until and unused-for are the same"));
                 }
-                let age = parse_duration(text)
+                let age = kiln_stdx::duration::parse(text)
                     .ok_or_else(|| CliError::user(format!("invalid duration \"{text}\" in filter {name}")))?;
                 unused_for = Some(age);
             }
