@@ -78,6 +78,7 @@ pub fn engine(config: &DaemonConfig) -> Result<(Engine, About), DaemonError> {
         work: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
         unpacks: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
         fetches: kiln_stdx::SingleFlight::new(),
+        refused: kiln_engine::parts::Refused::default(),
         store,
     };
     let keep = HistoryLimits {

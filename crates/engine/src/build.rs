@@ -4,6 +4,7 @@
 //! solver hands to each call, so a build that joins late is served too and one that ends is forgotten.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 use tempfile::TempPath;
 
 use crate::bridge::WeakBridge;
+use crate::cache::imported::Imported;
 use crate::error::Location;
 use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
 use crate::history::Kept;
@@ -95,6 +97,12 @@ pub struct BuildContext {
     pub log: EventLog,
     /// Images that were looked up, by name and platform: one answer holds for the whole build.
     pub images: Mutex<HashMap<(String, Platform), ResolvedImage>>,
+    /// Caches that were imported; results of theirs are fetched when they are read.
+    pub caches: Mutex<Vec<Arc<Imported>>>,
+    /// Whether such results are fetched before they are used.
+    pub eager: AtomicBool,
+    /// Blobs of such results that could not be had.
+    pub lost: Mutex<HashSet<Digest>>,
     /// Git references that were looked up, by address and name.
     pub git: Mutex<HashMap<String, GitPin>>,
     /// Files of the web that were looked up, by what names them.
@@ -129,6 +137,9 @@ impl BuildContext {
             settings,
             log,
             images: Mutex::default(),
+            caches: Mutex::default(),
+            eager: AtomicBool::new(false),
+            lost: Mutex::default(),
             git: Mutex::default(),
             http: Mutex::default(),
             held: Mutex::default(),

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use kiln_session::attrs;
@@ -135,17 +136,24 @@ impl Engine {
         let store = self.0.parts.store.clone();
         let swept = tokio::task::spawn_blocking(move || store.finish_sweep()).await;
         swept.map_err(|e| EngineError::from_error(ErrorClass::Bug, e))?;
-        match self.attempt(open, request).await {
+        match self.attempt(open, request, false).await {
             Err(error) if error.class() == ErrorClass::Damage && !is_driven_by_client(request) => {
                 tracing::warn!(%error, "building again after damage");
-                self.attempt(open, request).await
+                // This time nothing is relied on that is not here.
+                open.build.eager.store(true, Ordering::Relaxed);
+                self.attempt(open, request, true).await
             }
             outcome => outcome,
         }
     }
 
-    async fn attempt(&self, open: &OpenBuild, request: &SolveRequest) -> Result<SolveResponse, EngineError> {
-        let spec = JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new() };
+    async fn attempt(
+        &self,
+        open: &OpenBuild,
+        request: &SolveRequest,
+        apart: bool,
+    ) -> Result<SolveResponse, EngineError> {
+        let spec = JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new(), apart };
         let job = self.0.solver.job(spec).await?;
         let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), job);
         let _containers = crate::container::ReleaseGuard(bridge.clone());
@@ -367,6 +375,8 @@ impl OpenBuild {
         let policies = Policies::new(request.policies.clone(), request.policy_session.clone());
         let build = BuildContext::new(request.reference.clone(), settings, log.clone()).with_policies(policies);
         let build = Arc::new(build);
+        // What the client has in hand cannot be made anew below it.
+        build.eager.store(is_driven_by_client(request), Ordering::Relaxed);
         let cancel = tokio_util::sync::CancellationToken::new();
         let running = Running { log, gateway: None, cancel: cancel.clone() };
         {

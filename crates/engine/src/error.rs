@@ -39,6 +39,8 @@ pub struct Further {
     pub wreck: Option<std::sync::Arc<Wreck>>,
     /// The names of that for the client.
     pub wreck_ids: Option<WreckIds>,
+    /// Whether something else came than was asked for.
+    pub damaged: bool,
 }
 
 /// What a frontend does not do.
@@ -106,6 +108,11 @@ impl EngineError {
     /// As [`EngineError::further`], to add to it.
     pub fn further_mut(&mut self) -> &mut Further {
         self.further.get_or_insert_default()
+    }
+
+    /// Tells whether something else came than was asked for.
+    pub fn tells_damage(&self) -> bool {
+        self.further().is_some_and(|further| further.damaged)
     }
 
     /// Returns who has to act.

@@ -25,6 +25,8 @@ use kiln_store::{ImmutableRef, LayerId, Store, Table};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::source::fetch::only_cached;
+
 /// Most records kept on one key node; an older one is dropped for a newer one.
 const RECORDS_PER_KEY: usize = 4;
 
@@ -89,6 +91,10 @@ impl StoreKeys {
             let at = i64::try_from(evicted.at).unwrap_or(i64::MAX);
             return Err(Gone::Evicted { eviction: Some(Eviction { rule: evicted.rule, at }) });
         };
+        // A build that does not import that cache cannot read it, and one that does finds it there.
+        if reference.layers().iter().any(|layer| only_cached(store, layer)) {
+            return Err(damaged("it lies in a remote cache and was never fetched".to_owned()));
+        }
         match store.check(&reference) {
             Ok(()) => Ok(reference),
             Err(e) => Err(damaged(e.to_string())),
@@ -169,7 +175,7 @@ impl KeyStore<ImmutableRef> for StoreKeys {
         }
         let json = serde_json::to_vec(&Record { layers }).map_err(|e| KeyStoreError::new(ErrorClass::Bug, e))?;
         let id = RecordId(rand_id());
-        let mut changes = vec![(record_key(save.key, &id), Some(json))];
+        let mut changes = vec![(record_key(save.key, &id, save.made), Some(json))];
         changes.extend(existing.into_iter().skip(RECORDS_PER_KEY - 1).map(|(row, _)| (row, None)));
         self.records.batch(changes);
         if self.gone.get(save.key.0.as_bytes()).is_some() {
@@ -285,9 +291,35 @@ fn parse_link(bytes: &[u8]) -> Option<Backlink> {
     Some(Backlink { from: KeyId(digest(0..32)?), link: Link { op: OutputKey(digest(32..64)?), input, selector } })
 }
 
-/// Newest first: the age field counts down.
-fn record_key(key: KeyId, id: &RecordId) -> Vec<u8> {
+/// Newest first: the age field counts down. A result that was not made just now is as old as it was where it comes from.
+fn record_key(key: KeyId, id: &RecordId, made: Option<u64>) -> Vec<u8> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let age = u64::MAX - u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    let age = u64::MAX - made.unwrap_or(now).min(now);
     [key.0.as_bytes().as_slice(), &age.to_be_bytes(), id.0.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_result_is_as_old_as_it_was_where_it_comes_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(kiln_store::StoreConfig::new(dir.path())).unwrap();
+        let keys = StoreKeys::new(store.clone());
+        let (result, op) = (store.scratch(), OutputKey(Digest::of("op")));
+        let mut ages = Vec::new();
+        for (name, made) in
+            [("imported", Some(5)), ("of no age", Some(0)), ("of the future", Some(u64::MAX)), ("own", None)]
+        {
+            let key = KeyId(Digest::of(name));
+            let save = Save { key, op, links: &[], result: Some(&result), made };
+            let record = keys.save(save).await.unwrap().unwrap();
+            ages.push(keys.made(key, &record).unwrap());
+        }
+        let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
+        assert_eq!(ages[..2], [5, 0]);
+        assert!(ages[2] <= now && ages[2] > 5 && ages[3] <= now && ages[3] > 5, "{ages:?}");
+    }
 }

@@ -47,7 +47,12 @@ pub use request::{CacheSpec, ExporterSpec, FrontendRequest, SolveRequest, SolveR
 
 impl From<kiln_store::StoreError> for EngineError {
     fn from(error: kiln_store::StoreError) -> Self {
-        Self::from_error(error.class(), error)
+        let damaged = matches!(error, kiln_store::StoreError::Mismatch { .. } | kiln_store::StoreError::Size { .. });
+        let mut this = Self::from_error(error.class(), error);
+        if damaged {
+            this.further_mut().damaged = true;
+        }
+        this
     }
 }
 

@@ -1,14 +1,17 @@
 //! What operations are made of: the services that the composition root chose, shared by all builds.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kiln_executor::Executor;
+use kiln_oci::Descriptor;
 use kiln_registry::Registry;
 use kiln_session::SessionRegistry;
 use kiln_snapshot::Snapshotter;
 use kiln_solver::OpContext;
-use kiln_stdx::{Digest, SingleFlight};
+use kiln_stdx::{Digest, ErrorClass, SingleFlight};
 use kiln_store::{Blob, Store};
+use parking_lot::Mutex;
 
 use crate::build::BuildContext;
 use crate::error::EngineError;
@@ -43,6 +46,41 @@ pub struct Parts {
     pub unpacks: Arc<tokio::sync::Semaphore>,
     /// Layers on their way, by digest of the blob.
     pub fetches: SingleFlight<Digest, Blob>,
+    /// Blobs of cached results that were offered and then not given.
+    pub refused: Refused,
+}
+
+/// Blobs of remote caches that could not be had when they were read. Such a result is not left where it is again: it is
+/// fetched before it is used, so that a step whose result cannot be had is run.
+#[derive(Default)]
+pub struct Refused(Mutex<BTreeSet<Digest>>);
+
+impl Refused {
+    /// Most blobs that are remembered; beyond it all are forgotten.
+    const MAX: usize = 4096;
+
+    /// Notes how the fetch of a blob ended.
+    pub fn note<T>(&self, digest: Digest, outcome: &Result<T, EngineError>) {
+        let mut refused = self.0.lock();
+        match outcome {
+            Ok(_) => {
+                refused.remove(&digest);
+            }
+            Err(error) if error.class() == ErrorClass::Canceled => {}
+            Err(_) => {
+                if refused.len() >= Self::MAX {
+                    refused.clear();
+                }
+                refused.insert(digest);
+            }
+        }
+    }
+
+    /// Tells whether one of these blobs could not be had.
+    pub fn any(&self, blobs: &[Descriptor]) -> bool {
+        let refused = self.0.lock();
+        blobs.iter().any(|blob| refused.contains(&blob.digest))
+    }
 }
 
 /// What steps have that say nothing of it.
@@ -104,7 +142,7 @@ pub async fn unbounded<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
 ) -> Result<T, EngineError> {
     let joined = tokio::task::spawn_blocking(work).await;
-    joined.map_err(|e| EngineError::new(kiln_stdx::ErrorClass::Bug, format!("a task panicked: {e}")))?
+    joined.map_err(|e| EngineError::new(ErrorClass::Bug, format!("a task panicked: {e}")))?
 }
 
 async fn bounded<T: Send + 'static>(

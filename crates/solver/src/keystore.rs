@@ -71,6 +71,8 @@ pub struct Save<'a, R> {
     pub links: &'a [LinkFrom],
     /// The result to hang on the node; without one only links are saved.
     pub result: Option<&'a R>,
+    /// When the result was made, in nanoseconds since 1970, if not just now.
+    pub made: Option<u64>,
 }
 
 /// A link that leads to a node.

@@ -45,7 +45,7 @@ pub enum StoreError {
         what: String,
     },
     /// Bytes that came in do not have the digest that was asked for.
-    #[error("expected {expected}, got {got}")]
+    #[error("digest mismatch: expected {expected}, got {got}")]
     Mismatch {
         /// The digest asked for.
         expected: Digest,

@@ -284,6 +284,14 @@ impl Store {
         Ok(Layer { cell: inner.insert_layer(record, now, 1) })
     }
 
+    /// Changes where the blob of a layer can be fetched.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub fn relocate(&self, layer: &Layer, origin: &str) -> Result<()> {
+        self.0.update_layer(&layer.cell, |record| record.origin = Some(origin.to_owned()))
+    }
+
     /// Notes which image layers the layers of `reference` are, as far as their archives are known, so that an image that
     /// is pulled or built on finds their files here. A layer that was made on another chain than this one is left out:
     /// its files need not be what its archive gives here.

@@ -16,6 +16,7 @@ mod frontends;
 mod hostile;
 mod image;
 mod images;
+mod lazy_caches;
 mod mounts;
 mod networks;
 mod object_caches;

@@ -117,6 +117,12 @@ impl<R: Send + Sync + 'static> KeyStore<R> for ImportedKeys<R> {
         Ok(RecordsFound { records: found.into_iter().map(|(_, key, id)| (key, id)).collect(), gone })
     }
 
+    fn made(&self, key: KeyId, record: &RecordId) -> Option<u64> {
+        let seconds = self.records.lock().kept.get(&key)?.get(record)?.created;
+        // Before 1970 is what caches say that do not tell.
+        u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)?.checked_mul(1_000_000_000)
+    }
+
     async fn load(&self, cx: &OpContext, key: KeyId, record: &RecordId) -> Result<Loaded<R>, KeyStoreError> {
         let layers = self.records.lock().kept.get(&key).and_then(|kept| kept.get(record)).map(|r| r.layers.clone());
         let Some(layers) = layers else { return Ok(Loaded::Gone(Gone::Evicted { eviction: None })) };

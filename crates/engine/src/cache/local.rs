@@ -2,11 +2,9 @@
 //!
 //! The client resolves tags to digests before the build and enters the manifest into its index after it.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use kiln_oci::{Descriptor, media};
 use kiln_session::{ContentStore, Session, SessionError};
 use kiln_stdx::{Digest, limits};
@@ -16,6 +14,7 @@ use crate::bridge::Bridge;
 use crate::error::EngineError;
 use crate::request::CacheSpec;
 use crate::source::resolve::ImageOrigin;
+use crate::source::stack::{StackSource, take};
 
 /// Name of the vertex of an export.
 pub const VERTEX: &str = "exporting cache to client directory";
@@ -75,10 +74,6 @@ pub async fn session(bridge: &Bridge) -> Result<Arc<Session>, EngineError> {
 
 #[async_trait]
 impl ImageOrigin for LocalCache {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
     async fn root(&self) -> Result<Descriptor, EngineError> {
         let info = self.content.info(&self.digest).await.map_err(|e| self.failed(&self.digest, e))?;
         let missing = || EngineError::user(format!("{}: blob {} is not in the directory", self.name, self.digest));
@@ -93,6 +88,18 @@ impl ImageOrigin for LocalCache {
         };
         self.content.read_all(&descriptor.digest, limit).await.map_err(|e| self.failed(&descriptor.digest, e))
     }
+}
+
+#[async_trait]
+impl StackSource for LocalCache {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    async fn has(&self, descriptor: &Descriptor) -> Result<bool, EngineError> {
+        let info = self.content.info(&descriptor.digest).await.map_err(|e| self.failed(&descriptor.digest, e))?;
+        Ok(info.is_some_and(|info| info.size == descriptor.size))
+    }
 
     async fn layer(
         &self,
@@ -101,14 +108,8 @@ impl ImageOrigin for LocalCache {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), EngineError> {
         let failed = |e| self.failed(&descriptor.digest, e);
-        let mut stream = self.content.read(&descriptor.digest, 0, Some(descriptor.size)).await.map_err(failed)?;
-        let mut ingest = store.ingest(Some(descriptor.digest), Some(descriptor.size))?;
-        while let Some(piece) = stream.next().await {
-            ingest.write_all(&piece.map_err(failed)?)?;
-            progress(ingest.written());
-        }
-        ingest.commit()?;
-        Ok(())
+        let stream = self.content.read(&descriptor.digest, 0, Some(descriptor.size)).await.map_err(failed)?;
+        take(store, descriptor, stream, progress, failed).await
     }
 }
 

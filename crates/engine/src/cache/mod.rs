@@ -1,6 +1,7 @@
 //! Remote caches: importing before a build, exporting after it. A cache that cannot be read is a warning.
 
 pub mod collect;
+pub mod imported;
 pub mod inline;
 pub mod keys;
 pub mod local;
@@ -13,7 +14,7 @@ pub use collect::results;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kiln_exporter::cacheconfig::{self, CacheManifest, ParsedCache};
 use kiln_exporter::{CacheCompression, ExportContext, ExportProgress};
@@ -26,7 +27,10 @@ use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
 use crate::remote::Origins;
 use crate::request::CacheSpec;
+use crate::source::fetch::{CACHED, CACHED_REGISTRY};
 use crate::source::resolve::ImageOrigin;
+use crate::source::stack::StackSource;
+use imported::Imported;
 use options::ExportSpec;
 
 /// Adds a remote cache to the build's lookups.
@@ -56,30 +60,41 @@ pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError
 
 /// Reads a cache into the build's lookups and returns how many parts of it were no good.
 async fn read(bridge: &Bridge, spec: &CacheSpec) -> Result<usize, EngineError> {
-    let (source, caches): (Arc<dyn stack::StackSource>, _) = match (spec.kind.as_str(), Kind::parse(&spec.kind)) {
+    let other = |source: &dyn StackSource| format!("{CACHED}{}", source.name());
+    let (place, caches): ((String, Arc<dyn StackSource>), _) = match (spec.kind.as_str(), Kind::parse(&spec.kind)) {
         (_, Some(kind)) => {
             let store = objects::open(bridge, kind, spec).await?;
             let caches = objects::parse(store.as_ref()).await?;
-            (objects::ObjectLayers::new(store), caches)
+            let layers = objects::ObjectLayers(store);
+            ((other(&layers), Arc::new(layers)), caches)
         }
         ("registry", _) => {
             let origin = registry::open(bridge, spec).await?;
             let caches = registry::parse(origin.as_ref()).await?;
-            (Arc::new(stack::OriginLayers(origin)), caches)
+            ((format!("{CACHED_REGISTRY}{}", origin.name()), origin), caches)
         }
         _ => {
             let origin = local::LocalCache::open(bridge, spec).await?;
             let caches = vec![parse(origin.as_ref()).await?];
-            (Arc::new(stack::OriginLayers(origin)), caches)
+            ((other(origin.as_ref()), origin), caches)
         }
     };
+    let (parts, build) = (bridge.parts(), bridge.build());
+    let cache = Imported::add(build, place, &caches, stall(spec)?);
     let mut dropped = 0;
-    for cache in caches {
-        let loader = stack::CachedStacks::new(bridge.parts().clone(), source.clone());
-        bridge.job().import(Arc::new(keys::ImportedKeys::new(&cache, Box::new(loader)))).await;
-        dropped += cache.dropped;
+    for parsed in caches {
+        let loader = stack::CachedStacks::new(parts.clone(), build.clone(), cache.clone());
+        bridge.job().import(Arc::new(keys::ImportedKeys::new(&parsed, Box::new(loader)))).await;
+        dropped += parsed.dropped;
     }
     Ok(dropped)
+}
+
+/// Returns how long nothing may come from a cache, where that is said. Stores of objects see to their `timeout` themselves.
+fn stall(spec: &CacheSpec) -> Result<Option<Duration>, EngineError> {
+    let Some(text) = spec.attrs.get("timeout").filter(|_| Kind::parse(&spec.kind).is_none()) else { return Ok(None) };
+    let time = kiln_stdx::duration::parse(text).filter(|time| !time.is_zero());
+    time.map(Some).ok_or_else(|| EngineError::user(format!("timeout {text:?} is no time; write 30s or 10m")))
 }
 
 async fn parse(origin: &dyn ImageOrigin) -> Result<ParsedCache, EngineError> {

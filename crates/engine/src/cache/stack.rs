@@ -1,7 +1,13 @@
-//! Results of an imported cache: blobs brought into the store and unpacked, bottom first.
+//! Results of an imported cache. They stay where they are until something reads them, with the session of the build that
+//! reads them.
+//!
+//! A result that is left there is used only if the cache has each of its blobs. When one of them cannot be had all the same,
+//! the build is done once more, and then results are fetched and unpacked before they are used
+//! ([`BuildContext::eager`]), so that a step is run whose result cannot be had. Blobs that were not given once are not left
+//! where they are again ([`crate::parts::Refused`]).
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
@@ -9,61 +15,32 @@ use kiln_exporter::cacheconfig::{CREATED_AT, DESCRIPTION, UNCOMPRESSED, seconds}
 use kiln_oci::{Descriptor, DiffId, chain_ids, media};
 use kiln_solver::OpContext;
 use kiln_stdx::ErrorClass;
-use kiln_store::{Blob, ImmutableRef, Layer, LazyLayer, RecordType, Store};
+use kiln_store::{Blob, ImmutableRef, Layer, LazyLayer, RecordType};
 
+use super::imported::Imported;
 use super::keys::StackLoader;
-use crate::build::Progress;
+use crate::build::{BuildContext, Progress};
 use crate::error::EngineError;
 use crate::parts::Parts;
-use crate::source::resolve::ImageOrigin;
+use crate::source::fetch::{only_cached, transfer};
+use crate::source::stack::StackSource;
 
 /// How many blobs of one result are fetched at once.
 const PARALLEL: usize = 4;
-
-/// Where the layers of a cache are.
-#[async_trait]
-pub trait StackSource: Send + Sync {
-    /// Returns a name for messages.
-    fn name(&self) -> String;
-
-    /// Brings a layer into the store's content, verified, and shows progress in bytes.
-    async fn layer(
-        &self,
-        descriptor: &Descriptor,
-        store: &Store,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), EngineError>;
-}
-
-/// Layers beside a manifest, as those of images are.
-pub struct OriginLayers(pub Arc<dyn ImageOrigin>);
-
-#[async_trait]
-impl StackSource for OriginLayers {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-
-    async fn layer(
-        &self,
-        descriptor: &Descriptor,
-        store: &Store,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), EngineError> {
-        self.0.layer(descriptor, store, progress).await
-    }
-}
+/// How many blobs of one result are asked for at once.
+const ASKED: usize = 8;
 
 /// Loads stacks of layers from where the cache is kept.
 pub struct CachedStacks {
     parts: Arc<Parts>,
-    origin: Arc<dyn StackSource>,
+    build: Arc<BuildContext>,
+    cache: Arc<Imported>,
 }
 
 impl CachedStacks {
-    /// Returns the loader for a cache kept at `origin`.
-    pub fn new(parts: Arc<Parts>, origin: Arc<dyn StackSource>) -> Self {
-        Self { parts, origin }
+    /// Returns the loader for a cache that `build` imported.
+    pub fn new(parts: Arc<Parts>, build: Arc<BuildContext>, cache: Arc<Imported>) -> Self {
+        Self { parts, build, cache }
     }
 
     /// Returns the layers as the store knows them; none need have been fetched.
@@ -72,12 +49,12 @@ impl CachedStacks {
         let mut layers: Vec<Layer> = Vec::with_capacity(stack.len());
         for ((descriptor, diff_id), chain_id) in stack.iter().zip(&diff_ids).zip(chain_ids(&diff_ids)) {
             let description = descriptor.annotations.get(DESCRIPTION).filter(|text| !text.is_empty());
-            let description = description.cloned().unwrap_or_else(|| format!("imported from {}", self.origin.name()));
+            let description = description.cloned().unwrap_or_else(|| format!("imported from {}", self.cache.name()));
             layers.push(self.parts.store.lazy_layer(LazyLayer {
                 descriptor: plain(descriptor),
                 diff_id: *diff_id,
                 chain_id,
-                origin: self.origin.name(),
+                origin: self.cache.locator(),
                 chain: layers.iter().map(Layer::id).collect(),
                 description,
                 created: created(descriptor),
@@ -91,20 +68,9 @@ impl CachedStacks {
         let store = &self.parts.store;
         let reference = store.ref_of_layers(self.layers(stack)?);
         let lazy = reference.lazy_layers();
-        let progress = Progress::new(cx);
         let wanted: Vec<_> = lazy.iter().filter_map(|(place, _)| stack.get(*place)).cloned().collect();
-        let fetches: Vec<_> = wanted.iter().map(|blob| self.fetch(blob, &progress).boxed()).collect();
-        let mut fetches = futures::stream::iter(fetches).buffered(PARALLEL);
-        // Lower layers are unpacked while upper ones are still on their way.
-        for ((place, layer), descriptor) in lazy.iter().zip(&wanted) {
-            let Some(blob) = fetches.next().await else { break };
-            let blob = blob?;
-            let (store, layer, parents) = (store.clone(), layer.clone(), reference.prefix(*place));
-            let unpack = self.parts.blocking(move || {
-                let reader = std::io::BufReader::new(blob.open_verified()?);
-                Ok(store.unpack(&layer, &parents, reader)?)
-            });
-            progress.timed(&format!("extracting {}", descriptor.digest), unpack).await?;
+        if !self.may_stay(&wanted).await? {
+            self.bring(cx, &reference, &lazy, &wanted).await?;
         }
         // Layers that were here already may have been damaged since.
         let (store, copy) = (store.clone(), reference.clone());
@@ -112,33 +78,82 @@ impl CachedStacks {
         Ok(reference)
     }
 
-    async fn fetch(&self, descriptor: &Descriptor, progress: &Progress) -> Result<Blob, EngineError> {
-        let store = &self.parts.store;
-        if let Some(blob) = store.blob(&descriptor.digest) {
-            return Ok(blob);
+    /// Tells whether a result may be used before its blobs are here.
+    async fn may_stay(&self, blobs: &[Descriptor]) -> Result<bool, EngineError> {
+        if self.build.eager.load(Ordering::Relaxed) || self.parts.refused.any(blobs) {
+            return Ok(false);
         }
-        let started = SystemTime::now();
-        let id = descriptor.digest.to_string();
-        progress.status(&id, 0, descriptor.size, started, false);
-        let shown = std::sync::atomic::AtomicU64::new(0);
-        let report = |done: u64| {
-            use std::sync::atomic::Ordering::Relaxed;
-            // One event for each megabyte is enough for anybody's eyes.
-            if done.saturating_sub(shown.load(Relaxed)) >= 1 << 20 {
-                shown.store(done, Relaxed);
-                progress.status(&id, done, descriptor.size, started, false);
+        let away = blobs.iter().filter(|blob| self.parts.store.blob(&blob.digest).is_none());
+        let asked: Vec<_> = away.map(|blob| async move { (blob, self.cache.has(blob).await) }.boxed()).collect();
+        let mut asked = futures::stream::iter(asked).buffer_unordered(ASKED);
+        while let Some((blob, found)) = asked.next().await {
+            match found {
+                Ok(true) => {}
+                Ok(false) => {
+                    let text = format!("{}: layer {}: not found", self.cache.name(), blob.digest);
+                    return Err(EngineError::new(ErrorClass::Remote, text));
+                }
+                // It may still give what it does not tell of.
+                Err(error) => {
+                    tracing::debug!(%error, cache = self.cache.name(), "not told whether there is a blob");
+                    return Ok(false);
+                }
             }
-        };
-        self.origin.layer(descriptor, store, &report).await?;
-        progress.status(&id, descriptor.size, descriptor.size, started, true);
-        let gone = || EngineError::new(ErrorClass::Damage, format!("blob {} is gone again", descriptor.digest));
-        store.blob(&descriptor.digest).ok_or_else(gone)
+        }
+        Ok(true)
+    }
+
+    /// Fetches and unpacks the layers `lazy` of a result, whose blobs are `wanted`, bottom first.
+    async fn bring(
+        &self,
+        cx: &OpContext,
+        reference: &ImmutableRef,
+        lazy: &[(usize, Layer)],
+        wanted: &[Descriptor],
+    ) -> Result<(), EngineError> {
+        let progress = Progress::new(cx);
+        let fetches: Vec<_> = wanted.iter().map(|blob| self.fetch(blob, &progress).boxed()).collect();
+        let mut fetches = futures::stream::iter(fetches).buffered(PARALLEL);
+        // Lower layers are unpacked while upper ones are still on their way.
+        for ((place, layer), descriptor) in lazy.iter().zip(wanted) {
+            let Some(blob) = fetches.next().await else { break };
+            let blob = blob?;
+            let (store, layer, parents) = (self.parts.store.clone(), layer.clone(), reference.prefix(*place));
+            let unpack = self.parts.blocking(move || {
+                let reader = std::io::BufReader::new(blob.open_verified()?);
+                Ok(store.unpack(&layer, &parents, reader)?)
+            });
+            progress.timed(&format!("extracting {}", descriptor.digest), unpack).await?;
+        }
+        Ok(())
+    }
+
+    async fn fetch(&self, blob: &Descriptor, progress: &Progress) -> Result<Blob, EngineError> {
+        let parts = &self.parts;
+        if let Some(here) = parts.store.blob(&blob.digest) {
+            return Ok(here);
+        }
+        let transfer = transfer(parts, progress, self.cache.as_ref(), blob, &|_| ());
+        let fetched = parts.fetches.run(blob.digest, transfer).await;
+        parts.refused.note(blob.digest, &fetched);
+        fetched
+    }
+
+    /// Returns what this build has learned of a blob that it could not have.
+    fn known_lost(&self, stack: &[Descriptor]) -> Option<EngineError> {
+        let lost = self.build.lost.lock();
+        let blob = stack.iter().find(|blob| lost.contains(&blob.digest))?;
+        let text = format!("layer {} could not be had from cache {}", blob.digest, self.cache.name());
+        Some(EngineError::new(ErrorClass::Remote, text))
     }
 }
 
 #[async_trait]
 impl StackLoader<ImmutableRef> for CachedStacks {
     async fn load(&self, cx: &OpContext, layers: &[Descriptor]) -> Result<ImmutableRef, EngineError> {
+        if let Some(error) = self.known_lost(layers) {
+            return Err(error);
+        }
         let loaded = tokio::select! {
             loaded = self.pull(cx, layers) => loaded,
             () = cx.cancel().cancelled() => Err(EngineError::canceled()),
@@ -146,7 +161,7 @@ impl StackLoader<ImmutableRef> for CachedStacks {
         if let Err(error) = &loaded
             && error.class() != ErrorClass::Canceled
         {
-            Progress::new(cx).warn(&format!("a result cannot be taken from cache {}: {error}", self.origin.name()));
+            self.cache.warn(&Progress::new(cx), error);
         }
         loaded
     }
@@ -156,7 +171,10 @@ impl StackLoader<ImmutableRef> for CachedStacks {
         let store = &self.parts.store;
         let known: Option<Vec<Layer>> =
             chain_ids(&diff_ids).into_iter().map(|chain| store.layer_by_chain_id(chain)).collect();
-        Some(store.ref_of_layers(known?))
+        // What another cache offered once is not at hand by this one.
+        let offered = |layer: &Layer| layer.descriptors().iter().any(|form| self.cache.offers(&form.digest));
+        let here = |layer: &Layer| !only_cached(store, layer) || offered(layer);
+        known.filter(|layers| layers.iter().all(here)).map(|layers| store.ref_of_layers(layers))
     }
 }
 

@@ -122,7 +122,8 @@ impl Engine {
         started: oneshot::Sender<Vec<Port>>,
         stop: &CancellationToken,
     ) -> Result<Exit, EngineError> {
-        let spec = JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new() };
+        let spec =
+            JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new(), apart: false };
         let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), self.0.solver.job(spec).await?);
         let work = async {
             match prepare(&bridge, request).await {

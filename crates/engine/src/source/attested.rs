@@ -92,22 +92,30 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
+    use crate::source::stack::StackSource;
 
     /// An image in memory.
     struct Held(Descriptor, BTreeMap<Digest, Vec<u8>>);
 
     #[async_trait]
     impl ImageOrigin for Held {
-        fn name(&self) -> String {
-            "held".to_owned()
-        }
-
         async fn root(&self) -> Result<Descriptor, EngineError> {
             Ok(self.0.clone())
         }
 
         async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, EngineError> {
             self.1.get(&descriptor.digest).cloned().ok_or_else(|| EngineError::user("not there"))
+        }
+    }
+
+    #[async_trait]
+    impl StackSource for Held {
+        fn name(&self) -> String {
+            "held".to_owned()
+        }
+
+        async fn has(&self, _: &Descriptor) -> Result<bool, EngineError> {
+            Ok(false)
         }
 
         async fn layer(

@@ -8,6 +8,7 @@ use kiln_stdx::{ErrorClass, limits};
 use kiln_store::{Image, Store};
 
 use super::resolve::ImageOrigin;
+use super::stack::StackSource;
 use crate::error::EngineError;
 use crate::parts::Parts;
 
@@ -52,14 +53,6 @@ fn matching(images: Vec<Image>, wanted: &Reference) -> Option<Image> {
 
 #[async_trait]
 impl ImageOrigin for StoredImage {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn locator(&self) -> String {
-        format!("{}{}", super::fetch::STORED, self.name)
-    }
-
     async fn root(&self) -> Result<Descriptor, EngineError> {
         Ok(self.image.target.clone())
     }
@@ -68,6 +61,22 @@ impl ImageOrigin for StoredImage {
         let (store, digest) = (self.store.clone(), descriptor.digest);
         let read = tokio::task::spawn_blocking(move || store.read_blob(&digest, limits::MANIFEST)).await;
         Ok(read.map_err(|e| EngineError::new(ErrorClass::Bug, format!("a task panicked: {e}")))??)
+    }
+}
+
+#[async_trait]
+impl StackSource for StoredImage {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn locator(&self) -> String {
+        format!("{}{}", super::fetch::STORED, self.name)
+    }
+
+    async fn has(&self, _: &Descriptor) -> Result<bool, EngineError> {
+        // It was checked when it was found.
+        Ok(true)
     }
 
     async fn layer(

@@ -1,16 +1,15 @@
 //! Images from an OCI layout that a client offers through its session's content store.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use kiln_oci::{Descriptor, media};
 use kiln_session::{ContentStore, Session};
 use kiln_stdx::{Digest, limits};
 use kiln_store::Store;
 
 use super::resolve::{ImageOrigin, keep, kept};
+use super::stack::{StackSource, take};
 use crate::error::EngineError;
 
 /// One image of a layout; layouts are always asked by digest, the client resolves tags.
@@ -36,14 +35,6 @@ impl LayoutImage {
 
 #[async_trait]
 impl ImageOrigin for LayoutImage {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn locator(&self) -> String {
-        format!("{}{}@{}", super::fetch::LAYOUT, self.layout, self.digest)
-    }
-
     async fn root(&self) -> Result<Descriptor, EngineError> {
         let kept = kept(&self.store, self.digest).await;
         let bytes = match kept {
@@ -71,6 +62,22 @@ impl ImageOrigin for LayoutImage {
         keep(&self.store, &bytes).await;
         Ok(bytes)
     }
+}
+
+#[async_trait]
+impl StackSource for LayoutImage {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn locator(&self) -> String {
+        format!("{}{}@{}", super::fetch::LAYOUT, self.layout, self.digest)
+    }
+
+    async fn has(&self, descriptor: &Descriptor) -> Result<bool, EngineError> {
+        let info = self.content.info(&descriptor.digest).await?;
+        Ok(info.is_some_and(|info| info.size == descriptor.size))
+    }
 
     async fn layer(
         &self,
@@ -79,14 +86,8 @@ impl ImageOrigin for LayoutImage {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), EngineError> {
         let opened = self.content.read(&descriptor.digest, 0, Some(descriptor.size)).await;
-        let mut stream = opened
+        let stream = opened
             .map_err(|e| if e.is_not_found() { self.missing(&descriptor.digest) } else { EngineError::from(e) })?;
-        let mut ingest = store.ingest(Some(descriptor.digest), Some(descriptor.size))?;
-        while let Some(piece) = stream.next().await {
-            ingest.write_all(&piece?)?;
-            progress(ingest.written());
-        }
-        ingest.commit()?;
-        Ok(())
+        take(store, descriptor, stream, progress, EngineError::from).await
     }
 }

@@ -15,4 +15,5 @@ pub mod lookup;
 pub mod meta;
 pub mod registry;
 pub mod resolve;
+pub mod stack;
 pub mod time;

@@ -1,22 +1,18 @@
 //! Images from a registry, with the client's credentials.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::StreamExt;
 use kiln_oci::{Descriptor, Reference};
 use kiln_registry::{Credentials, ErrorKind, FetchStart, Registry, RegistryError, Repository};
 use kiln_stdx::{Digest, ErrorClass};
 use kiln_store::{Ingest, Store};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::Mutex;
 
 use super::resolve::{ImageOrigin, keep, kept};
+use super::stack::{StackSource, receive};
 use crate::error::EngineError;
-
-/// Pieces of a layer that may wait for the disk; each is some ten kilobytes.
-const AHEAD: usize = 32;
 
 /// One name in a registry, as one build sees it.
 pub struct RegistryImage {
@@ -53,16 +49,15 @@ impl RegistryImage {
         let not_found = if error.is_not_found() && !text.ends_with("not found") { ": not found" } else { "" };
         let mut result = EngineError::new(class, format!("{}: {text}{not_found}", self.reference));
         result.hint = hint;
+        if is_damage(&error.kind) {
+            result.further_mut().damaged = true;
+        }
         result
     }
 }
 
 #[async_trait]
 impl ImageOrigin for RegistryImage {
-    fn name(&self) -> String {
-        self.reference.to_string()
-    }
-
     async fn root(&self) -> Result<Descriptor, EngineError> {
         let mut root = self.root.lock().await;
         if let Some(root) = root.as_ref() {
@@ -96,6 +91,17 @@ impl ImageOrigin for RegistryImage {
         keep(&self.store, &bytes).await;
         Ok(bytes)
     }
+}
+
+#[async_trait]
+impl StackSource for RegistryImage {
+    fn name(&self) -> String {
+        self.reference.to_string()
+    }
+
+    async fn has(&self, descriptor: &Descriptor) -> Result<bool, EngineError> {
+        Ok(self.blob_size(&descriptor.digest).await? == Some(descriptor.size))
+    }
 
     async fn layer(
         &self,
@@ -114,8 +120,7 @@ impl ImageOrigin for RegistryImage {
                 (ingest, None) => return Ok(ingest.commit().map(drop)?),
                 (ingest, Some(error)) => (ingest, error),
             };
-            let wrong = matches!(error.kind, ErrorKind::DigestMismatch { .. } | ErrorKind::LengthMismatch { .. });
-            if !wrong {
+            if !is_damage(&error.kind) {
                 return Err(self.failed(error));
             }
             // It may be what was here, or what this host gave: start over, the second time with other hosts.
@@ -143,38 +148,17 @@ impl RegistryImage {
         let repository = Repository::from(&self.reference);
         // The stream ends well only if the whole has the descriptor's digest and length.
         let start = FetchStart { offset: ingest.written(), hasher: ingest.trust(), avoid: avoid.to_vec() };
-        let mut stream = match self.registry.fetch_blob_from(&repository, descriptor, start, &self.credentials).await {
+        let stream = match self.registry.fetch_blob_from(&repository, descriptor, start, &self.credentials).await {
             Ok(stream) => stream,
             Err(error) => return Ok((ingest, Some(error))),
         };
-        let mut received = ingest.written();
-        let (pieces, mut queue) = mpsc::channel::<Bytes>(AHEAD);
-        let writing = tokio::task::spawn_blocking(move || {
-            while let Some(piece) = queue.blocking_recv() {
-                ingest.write_all(&piece)?;
-            }
-            Ok::<_, std::io::Error>(ingest)
-        });
-        let mut failure = None;
-        while let Some(piece) = stream.next().await {
-            match piece {
-                Ok(piece) => {
-                    received += piece.len() as u64;
-                    // The writer ends early only with an error of its own.
-                    if pieces.send(piece).await.is_err() {
-                        break;
-                    }
-                    progress(received);
-                }
-                Err(error) => {
-                    failure = Some(error);
-                    break;
-                }
-            }
-        }
-        drop(pieces);
-        Ok((writing.await.map_err(|e| panicked(&e))??, failure))
+        receive(ingest, stream, progress).await
     }
+}
+
+/// Tells whether something else came than was asked for.
+pub(crate) fn is_damage(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::DigestMismatch { .. } | ErrorKind::LengthMismatch { .. })
 }
 
 fn panicked(error: &tokio::task::JoinError) -> EngineError {

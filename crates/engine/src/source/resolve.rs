@@ -4,32 +4,17 @@ use async_trait::async_trait;
 use kiln_oci::{Descriptor, ImageConfig, Index, Manifest, Platform, media};
 use kiln_stdx::{Digest, ErrorClass, limits};
 
+use super::stack::StackSource;
 use crate::error::EngineError;
 
 /// Where images come from: a registry, or an OCI layout that a client offers.
 #[async_trait]
-pub trait ImageOrigin: Send + Sync {
-    /// Returns a name for messages: the reference, or the layout's.
-    fn name(&self) -> String;
-
-    /// Returns where the image is, in words that [`super::lazy`] understands when a layer is fetched later.
-    fn locator(&self) -> String {
-        self.name()
-    }
-
+pub trait ImageOrigin: StackSource {
     /// Returns what the name points to now.
     async fn root(&self) -> Result<Descriptor, EngineError>;
 
     /// Returns a manifest, index or config whole, verified.
     async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, EngineError>;
-
-    /// Brings a layer into the store's content, verified, and shows progress in bytes.
-    async fn layer(
-        &self,
-        descriptor: &Descriptor,
-        store: &kiln_store::Store,
-        progress: &(dyn Fn(u64) + Send + Sync),
-    ) -> Result<(), EngineError>;
 }
 
 /// An image for one platform.

@@ -32,8 +32,8 @@ pub(crate) enum Effect<R, O> {
     Explain { task: TaskId, vertex: VertexId, op: O, input: usize, old: Digest, new: Digest, result: R },
     /// Run an operation.
     Execute { task: TaskId, vertex: VertexId, op: O, inputs: Vec<R>, miss: Arc<MissReason> },
-    /// Save a result with its links in the main store.
-    Save { task: TaskId, key: KeyId, op: OutputKey, links: Vec<LinkFrom>, result: R },
+    /// Save a result with its links in the main store; `loaded` if it was the result of a record of another one.
+    Save { task: TaskId, key: KeyId, op: OutputKey, links: Vec<LinkFrom>, result: R, loaded: Option<RecordRef> },
     /// Save links only.
     Link { key: KeyId, op: OutputKey, links: Vec<LinkFrom> },
     /// Call a task off. It is still answered.

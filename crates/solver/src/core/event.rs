@@ -14,7 +14,7 @@ use crate::vertex::Edge;
 /// after it was aborted.
 pub(crate) enum Event<R> {
     /// A job begins.
-    Open { job: JobId, stores: Vec<StoreId> },
+    Open { job: JobId, stores: Vec<StoreId>, apart: bool },
     /// A job gets one more store.
     Import { job: JobId, store: StoreId },
     /// A job wants an edge.

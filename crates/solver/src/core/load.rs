@@ -44,7 +44,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
             .iter()
             .filter_map(|edge| Some(OutputRef { vertex: *state.loaded.get(&edge.vertex)?, index: edge.index }))
             .collect();
-        let fresh = self.freshness(spec.cache, spec.max_age, &edges);
+        let apart = state.apart.then_some(job);
+        let fresh = self.freshness(spec.cache, spec.max_age, &edges, apart);
         let id = match self.index.get(&(spec.digest, fresh)) {
             Some(&id) => id,
             None => self.add_node(&spec, fresh),
@@ -95,15 +96,25 @@ impl<R: Clone, O: Clone> Core<R, O> {
         id
     }
 
-    /// Returns which of a vertex and its inputs ignore the cache.
-    fn freshness(&self, cache: CacheUse, max_age: Option<MaxAge>, inputs: &[OutputRef]) -> Freshness {
+    /// Returns which of a vertex and its inputs ignore the cache, or that they are the own ones of a job.
+    fn freshness(
+        &self,
+        cache: CacheUse,
+        max_age: Option<MaxAge>,
+        inputs: &[OutputRef],
+        apart: Option<JobId>,
+    ) -> Freshness {
         let of = |input: &OutputRef| self.nodes.get(&input.vertex).map_or(Freshness::Plain, |node| node.fresh);
-        if cache == CacheUse::Use && max_age.is_none() && inputs.iter().all(|input| of(input) == Freshness::Plain) {
+        let plain = cache == CacheUse::Use && max_age.is_none() && apart.is_none();
+        if plain && inputs.iter().all(|input| of(input) == Freshness::Plain) {
             return Freshness::Plain;
         }
         let mut hasher = StableHasher::new("kiln.fresh.v1").bool("ignore", cache == CacheUse::Ignore);
         if let Some(age) = max_age {
             hasher = hasher.u64("not before", age.not_before);
+        }
+        if let Some(job) = apart {
+            hasher = hasher.u64("apart", job.0);
         }
         for input in inputs {
             hasher = match of(input) {

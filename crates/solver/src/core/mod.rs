@@ -106,6 +106,8 @@ impl Patience {
 #[derive(Default)]
 struct JobState {
     stores: Vec<StoreId>,
+    /// It shares no vertices with others.
+    apart: bool,
     tickets: BTreeMap<Ticket, OutputRef>,
     loaded: BTreeMap<VertexDigest, VertexId>,
     seen: BTreeMap<VertexId, Seen>,
@@ -162,8 +164,8 @@ impl<R: Clone, O: Clone> Core<R, O> {
 
     fn take(&mut self, event: Event<R>) {
         match event {
-            Event::Open { job, stores } => {
-                self.jobs.insert(job, JobState { stores, ..JobState::default() });
+            Event::Open { job, stores, apart } => {
+                self.jobs.insert(job, JobState { stores, apart, ..JobState::default() });
             }
             Event::Import { job, store } => {
                 if let Some(job) = self.jobs.get_mut(&job) {

@@ -70,12 +70,12 @@ impl<R: Clone, O: Clone> Core<R, O> {
 
     fn save(&mut self, output: OutputRef, key: KeyId, op: OutputKey, links: Vec<LinkFrom>, done: Done<R>) {
         let task = self.task(Owner::Save(output));
-        let result = done.result.clone();
+        let (result, loaded) = (done.result.clone(), done.record.clone());
         if let Some(out) = self.nodes.get_mut(&output.vertex).and_then(|node| node.outputs.get_mut(&output.index)) {
             out.linked = Linked::Main;
             out.state = State::Saving(done);
         }
-        self.effects.push(Effect::Save { task, key, op, links, result });
+        self.effects.push(Effect::Save { task, key, op, links, result, loaded });
     }
 
     pub(super) fn saved(&mut self, task: TaskId, record: Option<RecordRef>) {

@@ -35,7 +35,7 @@ fn spec(of: usize, inputs: Vec<Edge>) -> Spec<usize> {
 fn looks(inputs: usize) -> usize {
     let (job, ticket) = (JobId(1), Ticket(1));
     let mut core: Core<usize, usize> = Core::new(64);
-    core.step([Event::Open { job, stores: vec![StoreId::MAIN] }]);
+    core.step([Event::Open { job, stores: vec![StoreId::MAIN], apart: false }]);
     let mut specs: Vec<_> = (0..inputs).map(|n| spec(n, Vec::new())).collect();
     specs.push(spec(inputs, (0..inputs).map(edge).collect()));
     core.load(job, specs).unwrap();

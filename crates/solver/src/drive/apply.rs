@@ -104,18 +104,19 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
                     Some(Event::Recalled { task, record: ask::recall(&stores, &slots).await })
                 });
             }
-            Effect::Save { task, key, op, links, result } => {
+            Effect::Save { task, key, op, links, result, loaded } => {
                 let stores = self.pick_stores(&[StoreId::MAIN]);
+                let made = loaded.map(|from| self.made(&from));
                 let none = Event::Saved { task, record: None };
                 self.ask(Some(none), async move {
-                    let save = Save { key, op, links: &links, result: Some(&result) };
+                    let save = Save { key, op, links: &links, result: Some(&result), made };
                     Some(Event::Saved { task, record: ask::save(&stores, save).await })
                 });
             }
             Effect::Link { key, op, links } => {
                 let stores = self.pick_stores(&[StoreId::MAIN]);
                 self.ask(None, async move {
-                    ask::save(&stores, Save { key, op, links: &links, result: None }).await;
+                    ask::save(&stores, Save { key, op, links: &links, result: None, made: None }).await;
                     None
                 });
             }
@@ -152,6 +153,11 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
             };
             Event::RecordLoaded { task, outcome }
         });
+    }
+
+    /// Returns when the result of a record was made; what does not tell counts as very old.
+    fn made(&self, record: &RecordRef) -> u64 {
+        self.stores.get(&record.store).and_then(|store| store.made(record.key, &record.id)).unwrap_or(0)
     }
 
     /// Returns what goes with a call for a vertex.

@@ -187,6 +187,7 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
         token: CancellationToken,
         closed: oneshot::Sender<()>,
     ) -> Event<R> {
+        let apart = spec.apart;
         let imports: Vec<StoreId> = spec.imports.into_iter().map(|store| self.add_store(store)).collect();
         let entry = JobEntry { context: spec.context, events: spec.events, closed, imports: imports.clone() };
         self.jobs.insert(job, entry);
@@ -197,7 +198,7 @@ impl<R: Clone + Send + Sync + 'static> Driver<R> {
             }
             .boxed(),
         );
-        Event::Open { job, stores: imports }
+        Event::Open { job, stores: imports, apart }
     }
 
     fn add_store(&mut self, store: Arc<dyn KeyStore<R>>) -> StoreId {

@@ -210,7 +210,7 @@ impl Sim {
         let id = job.id;
         if !job.open {
             job.open = true;
-            let event = Event::Open { job: id, stores: job.stores.clone() };
+            let event = Event::Open { job: id, stores: job.stores.clone(), apart: false };
             self.step(vec![event])?;
             self.load(at)?;
             return Ok(None);
@@ -319,12 +319,12 @@ impl Sim {
                 self.checks.execute(&self.world, vertex, op, &inputs, &wanted, &self.jobs)?;
                 self.enqueue(task, Pending::Execute { vertex, def: op, inputs });
             }
-            Effect::Save { task, key, op, links, result } => {
+            Effect::Save { task, key, op, links, result, loaded: _ } => {
                 self.wait(task, &format!("save {key:?}"), Pending::Save { key, op, links, result });
             }
             Effect::Link { key, op, links } => {
                 self.note(&format!("link {key:?} {}", links.len()));
-                self.main.save(&Save { key, op, links: &links, result: None });
+                self.main.save(&Save { key, op, links: &links, result: None, made: None });
             }
             Effect::Abort { task } => {
                 self.note(&format!("abort {}", task.0));
@@ -430,7 +430,7 @@ impl Sim {
                 if self.swarm.damage && self.rng.chance(5) {
                     return Some(Event::Saved { task, record: None });
                 }
-                let id = self.main.save(&Save { key, op, links: &links, result: Some(&result) });
+                let id = self.main.save(&Save { key, op, links: &links, result: Some(&result), made: None });
                 Event::Saved { task, record: id.map(|id| RecordRef { store: StoreId::MAIN, key, id }) }
             }
         })

@@ -222,6 +222,30 @@ impl KeyStore<Text> for BrokenStore {
 }
 
 #[tokio::test]
+async fn a_job_apart_takes_no_result_that_another_has_in_hand() {
+    let counts: [Arc<Counts>; 3] = Default::default();
+    let [a, b, c] = chain(&counts);
+    let bench = bench();
+    let (open, _) = bench.job("open", &[&a, &b, &c]).await;
+    open.build(edge(&c)).await.unwrap();
+    let why = Gone::Damaged { detail: "gone".to_owned() };
+    for (key, record) in bench.store.all_records() {
+        bench.store.remove_record(key, &record, &why);
+    }
+    let (other, _) = bench.job("other", &[&a, &b, &c]).await;
+    other.build(edge(&c)).await.unwrap();
+    assert_eq!(executed(&counts), [1, 1, 1], "what is in hand is shared");
+    let apart = bench.job_apart("apart", &[&a, &b, &c]).await;
+    assert_eq!(apart.build(edge(&c)).await.unwrap().origin, Origin::Executed);
+    assert_eq!(executed(&counts)[2], 2);
+    // What it made is there for all, and for the next one apart too.
+    apart.close().await;
+    let again = bench.job_apart("again", &[&a, &b, &c]).await;
+    assert_eq!(again.build(edge(&c)).await.unwrap().origin, Origin::Loaded);
+    assert_eq!(executed(&counts)[2], 2);
+}
+
+#[tokio::test]
 async fn an_imported_cache_is_read_and_becomes_part_of_the_main_one() {
     let counts: [Arc<Counts>; 3] = Default::default();
     let [a, b, c] = chain(&counts);

@@ -248,6 +248,15 @@ impl Bench {
         self.job_with(name, vertices, Vec::new()).await
     }
 
+    /// As [`Bench::job`], of a job that takes nothing from others.
+    pub async fn job_apart(&self, name: &str, vertices: &[&Vertex<Text>]) -> Job<Text> {
+        let events = Arc::new(|_: VertexEvent| ());
+        let spec = JobSpec { context: Arc::new(name.to_owned()), events, imports: Vec::new(), apart: true };
+        let job = self.solver.job(spec).await.unwrap();
+        job.load(vertices.iter().copied().cloned().collect()).await.unwrap();
+        job
+    }
+
     pub async fn job_with(
         &self,
         name: &str,
@@ -257,7 +266,7 @@ impl Bench {
         let log = Arc::new(Log::default());
         let sink = log.clone();
         let events = move |event: VertexEvent| sink.events.lock().push((event.vertex, event.what));
-        let spec = JobSpec { context: Arc::new(name.to_owned()), events: Arc::new(events), imports };
+        let spec = JobSpec { context: Arc::new(name.to_owned()), events: Arc::new(events), imports, apart: false };
         let job = self.solver.job(spec).await.unwrap();
         job.load(vertices.iter().copied().cloned().collect()).await.unwrap();
         (job, log)

@@ -17,6 +17,7 @@ use crate::error::EngineError;
 use crate::keys;
 use crate::parts::{Parts, builds};
 use crate::session;
+use crate::source::fetch::CACHED;
 use crate::source::layout::LayoutImage;
 use crate::source::lookup::named;
 use crate::source::resolve::{ImageOrigin, ResolvedImage, resolve};
@@ -165,7 +166,12 @@ pub(crate) fn layers(
             record_type: RecordType::Regular,
             chain: layers.iter().map(Layer::id).collect(),
         };
-        layers.push(parts.store.lazy_layer(lazy)?);
+        let layer = parts.store.lazy_layer(lazy)?;
+        // An image is there for longer than a cache.
+        if layer.origin().is_some_and(|origin| origin.starts_with(CACHED)) {
+            parts.store.relocate(&layer, &image.locator)?;
+        }
+        layers.push(layer);
     }
     Ok(layers)
 }
