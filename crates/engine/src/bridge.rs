@@ -5,11 +5,12 @@
 //! build itself.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use kiln_llb::{Definition, Graph};
-use kiln_solver::{Edge, Job, Solved};
-use kiln_stdx::rand_id;
+use kiln_solver::{Edge, Job, JobId, JobSpec, KeyStore, Solver};
+use kiln_stdx::{ErrorClass, rand_id};
 use kiln_store::ImmutableRef;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -35,7 +36,8 @@ struct RefInner {
     /// What is built: the definition as policies left it.
     graph: Graph,
     edge: Edge,
-    solved: OnceCell<Solved<ImmutableRef>>,
+    /// Its layers, by the job that gave them.
+    solved: Mutex<BTreeMap<JobId, Arc<OnceCell<ImmutableRef>>>>,
 }
 
 impl Ref {
@@ -111,7 +113,11 @@ impl WeakBridge {
 struct Inner {
     parts: Arc<Parts>,
     build: Arc<BuildContext>,
-    job: Job<ImmutableRef>,
+    solver: Solver<ImmutableRef>,
+    job: Mutex<Arc<Job<ImmutableRef>>>,
+    /// Held while another job takes the place of the first one.
+    renewing: tokio::sync::Mutex<()>,
+    imports: Mutex<Vec<Arc<dyn KeyStore<ImmutableRef>>>>,
     refs: Mutex<BTreeMap<String, Ref>>,
     containers: Containers,
     /// What failed steps left, by name.
@@ -124,12 +130,20 @@ struct Inner {
 
 impl Bridge {
     /// Returns the bridge of a build.
-    pub fn new(parts: Arc<Parts>, build: Arc<BuildContext>, job: Job<ImmutableRef>) -> Self {
+    pub fn new(
+        parts: Arc<Parts>,
+        build: Arc<BuildContext>,
+        solver: Solver<ImmutableRef>,
+        job: Job<ImmutableRef>,
+    ) -> Self {
         let root = Arc::new(Scope::default());
         let inner = Inner {
             parts,
             build,
-            job,
+            solver,
+            job: Mutex::new(Arc::new(job)),
+            renewing: tokio::sync::Mutex::default(),
+            imports: Mutex::default(),
             refs: Mutex::default(),
             containers: Containers::default(),
             wrecks: Mutex::default(),
@@ -163,8 +177,59 @@ impl Bridge {
     }
 
     /// Returns the solver's job of the build.
-    pub fn job(&self) -> &Job<ImmutableRef> {
-        &self.0.job
+    pub fn job(&self) -> Arc<Job<ImmutableRef>> {
+        self.0.job.lock().clone()
+    }
+
+    /// Adds an imported cache to the build's lookups.
+    pub async fn import(&self, store: Arc<dyn KeyStore<ImmutableRef>>) {
+        self.0.imports.lock().push(store.clone());
+        self.job().import(store).await;
+    }
+
+    /// Goes on with another job where results of the first one are of no use: one that takes nothing that others have in
+    /// hand, and for which results of imported caches are fetched before they are used. A client that drives its build
+    /// keeps its refs, and what they stand for is built anew. Returns whether there is another job than that of `failed`.
+    ///
+    /// # Errors
+    /// The solver has ended.
+    pub async fn renew(&self, failed: JobId) -> Result<bool, EngineError> {
+        let _turn = self.0.renewing.lock().await;
+        if self.job().id() != failed {
+            return Ok(true);
+        }
+        // Once is enough: nothing is left in other hands then.
+        if self.0.build.eager.swap(true, Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let build = &self.0.build;
+        let imports = self.0.imports.lock().clone();
+        let spec = JobSpec { context: build.clone(), events: build.clone(), imports, apart: true };
+        let job = self.0.solver.job(spec).await?;
+        let refs: Vec<Ref> = self.0.refs.lock().values().cloned().collect();
+        for reference in refs {
+            job.load(self.vertices(reference.graph())?).await?;
+        }
+        *self.0.job.lock() = Arc::new(job);
+        Ok(true)
+    }
+
+    fn vertices(&self, graph: &Graph) -> Result<Vec<kiln_solver::Vertex<ImmutableRef>>, EngineError> {
+        let slots = self.0.slots.lock().clone();
+        load::vertices(&self.0.parts, graph, &self.0.build, slots.as_deref())
+    }
+
+    /// Tells whether to do once more what failed with this error over results of the job `failed`: where it came to light
+    /// that one of them is damaged, and there is another job now.
+    ///
+    /// # Errors
+    /// As [`Bridge::renew`].
+    pub async fn recovers(&self, error: &EngineError, failed: JobId) -> Result<bool, EngineError> {
+        if error.class() != ErrorClass::Damage {
+            return Ok(false);
+        }
+        tracing::warn!(%error, "building again after damage");
+        self.renew(failed).await
     }
 
     /// Returns the containers that the frontend made.
@@ -218,17 +283,20 @@ impl Bridge {
         let graph = Graph::load(&definition, &kiln_llb::LoadOptions::default())?;
         let graph = Box::pin(self.policed(graph)).await?;
         self.0.build.announce(&graph);
-        let slots = self.0.slots.lock().clone();
-        let vertices = load::vertices(&self.0.parts, &graph, &self.0.build, slots.as_deref())?;
-        self.0.job.load(vertices).await?;
+        let vertices = self.vertices(&graph)?;
         let reference = Ref(Arc::new(RefInner {
             id: rand_id(),
             definition,
             edge: load::edge(graph.result()),
             graph,
-            solved: OnceCell::new(),
+            solved: Mutex::default(),
         }));
+        // Known before it is loaded, so that a job that comes meanwhile has it too.
         self.0.refs.lock().insert(reference.0.id.clone(), reference.clone());
+        if let Err(error) = self.job().load(vertices).await {
+            self.0.refs.lock().remove(reference.id());
+            return Err(error.into());
+        }
         self.1.solved(&reference);
         Ok(Some(reference))
     }
@@ -243,7 +311,13 @@ impl Bridge {
     /// # Errors
     /// Whatever building it fails with, with the place in the source it comes from.
     pub async fn evaluate(&self, reference: &Ref) -> Result<ImmutableRef, EngineError> {
-        Ok(self.solved(reference).await?.result.clone())
+        loop {
+            let job = self.job();
+            match Self::build_by(&job, reference).await {
+                Err(error) if self.recovers(&error, job.id()).await? => {}
+                built => return built.map_err(|error| self.locate(error)),
+            }
+        }
     }
 
     /// Builds a ref and returns its layers with their files here.
@@ -251,19 +325,22 @@ impl Bridge {
     /// # Errors
     /// As [`Bridge::evaluate`]; a layer that nobody needed before cannot be fetched.
     pub async fn files(&self, reference: &Ref) -> Result<ImmutableRef, EngineError> {
-        let layers = self.evaluate(reference).await?;
         let progress = Progress::of_build(&self.0.build, reference.0.edge.vertex.0);
-        lazy::unpack(&self.0.parts, &progress, [&layers]).await?;
-        Ok(layers)
+        loop {
+            let layers = self.evaluate(reference).await?;
+            let job = self.job().id();
+            match lazy::unpack(&self.0.parts, &progress, [&layers]).await {
+                Err(error) if self.recovers(&error, job).await? => {}
+                unpacked => return unpacked.map(|()| layers),
+            }
+        }
     }
 
-    /// Builds a ref and returns all that the solver knows of it.
-    ///
-    /// # Errors
-    /// As [`Bridge::evaluate`].
-    pub async fn solved<'a>(&self, reference: &'a Ref) -> Result<&'a Solved<ImmutableRef>, EngineError> {
-        let build = async { self.0.job.build(reference.0.edge).await };
-        reference.0.solved.get_or_try_init(|| build).await.map_err(|e| self.locate(e.into()))
+    /// Builds a ref by a job, once.
+    async fn build_by(job: &Job<ImmutableRef>, reference: &Ref) -> Result<ImmutableRef, EngineError> {
+        let cell = reference.0.solved.lock().entry(job.id()).or_default().clone();
+        let build = async { job.build(reference.0.edge).await.map(|solved| solved.result) };
+        Ok(cell.get_or_try_init(|| build).await?.clone())
     }
 
     /// Returns the layers of a result of this build, or of what a failed step of it left, by name.

@@ -155,7 +155,7 @@ impl Engine {
     ) -> Result<SolveResponse, EngineError> {
         let spec = JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new(), apart };
         let job = self.0.solver.job(spec).await?;
-        let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), job);
+        let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), self.0.solver.clone(), job);
         let _containers = crate::container::ReleaseGuard(bridge.clone());
         self.receive_ca(&open.build, request).await?;
         for import in &request.cache_imports {
@@ -178,24 +178,40 @@ impl Engine {
         };
         let result = with_epoch(result, request);
         crate::export::check_result(&bridge, request, &result)?;
-        let result = crate::sbom::complete(&bridge, request, result).await?;
+        loop {
+            let job = bridge.job().id();
+            match self.deliver(&bridge, request, result.clone()).await {
+                Err(error) if bridge.recovers(&error, job).await? => {}
+                delivered => return delivered,
+            }
+        }
+    }
+
+    /// Builds what a frontend returned, and hands it to the outputs.
+    async fn deliver(
+        &self,
+        bridge: &Bridge,
+        request: &SolveRequest,
+        result: FrontendResult,
+    ) -> Result<SolveResponse, EngineError> {
+        let result = crate::sbom::complete(bridge, request, result).await?;
         for reference in result.refs.all() {
             bridge.evaluate(&reference).await?;
         }
-        let chosen = crate::export::session_exporters(&bridge, request, &result).await?;
+        let chosen = crate::export::session_exporters(bridge, request, &result).await?;
         let request = chosen.as_ref().unwrap_or(request);
-        let mut response = crate::export::run(&bridge, request, &result).await?;
+        let mut response = crate::export::run(bridge, request, &result).await?;
         if !request.internal
-            && let Err(error) = crate::provenance::Teller::keep(&bridge, request, &result).await
+            && let Err(error) = crate::provenance::Teller::keep(bridge, request, &result).await
         {
             tracing::warn!(%error, "cannot tell the history how a result was made");
         }
         // What the frontend says for the client.
         let told = result.metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
         response.exporter.extend(told.map(|(k, v)| (k.clone(), String::from_utf8_lossy(v).into_owned())));
-        response.exporter.extend(crate::cache::export(&bridge, &request.cache_exports, &result).await?);
+        response.exporter.extend(crate::cache::export(bridge, &request.cache_exports, &result).await?);
         if chosen.is_some() {
-            crate::export::tell_session(&bridge, &response).await?;
+            crate::export::tell_session(bridge, &response).await?;
         }
         self.sync().await;
         Ok(response)
@@ -375,8 +391,6 @@ impl OpenBuild {
         let policies = Policies::new(request.policies.clone(), request.policy_session.clone());
         let build = BuildContext::new(request.reference.clone(), settings, log.clone()).with_policies(policies);
         let build = Arc::new(build);
-        // What the client has in hand cannot be made anew below it.
-        build.eager.store(is_driven_by_client(request), Ordering::Relaxed);
         let cancel = tokio_util::sync::CancellationToken::new();
         let running = Running { log, gateway: None, cancel: cancel.clone() };
         {

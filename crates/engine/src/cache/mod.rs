@@ -84,7 +84,7 @@ async fn read(bridge: &Bridge, spec: &CacheSpec) -> Result<usize, EngineError> {
     let mut dropped = 0;
     for parsed in caches {
         let loader = stack::CachedStacks::new(parts.clone(), build.clone(), cache.clone());
-        bridge.job().import(Arc::new(keys::ImportedKeys::new(&parsed, Box::new(loader)))).await;
+        bridge.import(Arc::new(keys::ImportedKeys::new(&parsed, Box::new(loader)))).await;
         dropped += parsed.dropped;
     }
     Ok(dropped)

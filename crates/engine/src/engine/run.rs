@@ -124,7 +124,12 @@ impl Engine {
     ) -> Result<Exit, EngineError> {
         let spec =
             JobSpec { context: open.build.clone(), events: open.build.clone(), imports: Vec::new(), apart: false };
-        let bridge = Bridge::new(self.0.parts.clone(), open.build.clone(), self.0.solver.job(spec).await?);
+        let bridge = Bridge::new(
+            self.0.parts.clone(),
+            open.build.clone(),
+            self.0.solver.clone(),
+            self.0.solver.job(spec).await?,
+        );
         let work = async {
             match prepare(&bridge, request).await {
                 // What was damaged has been repaired or dropped by then.
