@@ -115,7 +115,7 @@ struct Inner {
     build: Arc<BuildContext>,
     solver: Solver<ImmutableRef>,
     job: Mutex<Arc<Job<ImmutableRef>>>,
-    /// Held while another job takes the place of the first one.
+    /// Held while another job takes the place of the first one, and while something is added to that.
     renewing: tokio::sync::Mutex<()>,
     imports: Mutex<Vec<Arc<dyn KeyStore<ImmutableRef>>>>,
     refs: Mutex<BTreeMap<String, Ref>>,
@@ -183,6 +183,7 @@ impl Bridge {
 
     /// Adds an imported cache to the build's lookups.
     pub async fn import(&self, store: Arc<dyn KeyStore<ImmutableRef>>) {
+        let _turn = self.0.renewing.lock().await;
         self.0.imports.lock().push(store.clone());
         self.job().import(store).await;
     }
@@ -291,11 +292,10 @@ impl Bridge {
             graph,
             solved: Mutex::default(),
         }));
-        // Known before it is loaded, so that a job that comes meanwhile has it too.
-        self.0.refs.lock().insert(reference.0.id.clone(), reference.clone());
-        if let Err(error) = self.job().load(vertices).await {
-            self.0.refs.lock().remove(reference.id());
-            return Err(error.into());
+        {
+            let _turn = self.0.renewing.lock().await;
+            self.job().load(vertices).await?;
+            self.0.refs.lock().insert(reference.0.id.clone(), reference.clone());
         }
         self.1.solved(&reference);
         Ok(Some(reference))

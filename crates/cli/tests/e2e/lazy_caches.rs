@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use kiln_testkit::objects::Protocol;
 use kiln_testkit::registry::{Answer, Asked, End, FakeRegistry, Holdings};
-use kiln_testkit::{Finished, ObjectServer, TestEnv};
+use kiln_testkit::{Finished, ObjectServer, Run, TestEnv};
 
 /// What a server answers to a GET of a layer instead of the layer.
 type Fault = fn(&[u8]) -> Answer;
@@ -276,5 +276,49 @@ fn an_imported_result_is_as_old_as_it_was() {
         other.context(&[("Dockerfile", &dockerfile)]);
         let done = other.build(&[&fixed[..], &["--cache-from", &from, "--max-age", age]].concat()).ok();
         assert_eq!(ran(&done, "made"), again, "{age}: {}", done.report());
+    }
+}
+
+/// A client that drives its build holds results while these turn out to be of no use.
+#[test]
+fn a_client_that_drives_its_build_gets_what_is_made_instead() {
+    let Some(buildx) = kiln_testkit::program("docker-buildx") else { kiln_testkit::skip!("no docker-buildx here") };
+    let cached = cached!();
+    let env = crate::env();
+    cached.context(&env);
+    let _ = env.kiln(["du"]).finish().ok();
+    let home = env.path().join("home");
+    let run = |args: &[&str]| Run::new(&buildx).args(args).env("HOME", &home).dir(env.path()).finish();
+    let address = format!("unix://{}", env.root().join("engine.sock").display());
+    let _ = run(&["create", "--name", "engine", "--driver", "remote", &address]).ok();
+    let (from, ctx, dest) = (cached.from("made"), env.ctx(), env.out("files"));
+    let output = format!("type=local,dest={}", dest.display());
+    let fixed = ["build", "--builder", "engine", "--progress=plain", "--provenance=false", "--cache-from", &from];
+    let build = |args: &[&str]| run(&[&fixed[..], args, &[ctx.to_str().expect("path")]].concat()).ok();
+    let _ = cached.fetched();
+    let done = build(&["--target", "made"]);
+    assert!(!ran(&done, "made"), "{}", done.report());
+    assert_eq!(cached.fetched(), (0, 0, 0), "nothing reads it");
+    cached.misbehave(Some(FAULTS[1].0));
+    let done = build(&["-o", &output]);
+    assert!(ran(&done, "made"), "{}", done.report());
+    assert_eq!(std::fs::read_to_string(dest.join("more")).expect("more"), "one\n");
+}
+
+#[test]
+fn a_result_that_is_lost_when_it_is_put_out_is_made() {
+    let cached = cached!();
+    let from = cached.from("made");
+    cached.misbehave(Some(FAULTS[4].0));
+    for archive in [false, true] {
+        let env = crate::env();
+        cached.context(&env);
+        let dest = env.out("files");
+        let output = format!("type={},dest={}", if archive { "tar" } else { "local" }, dest.display());
+        let done = env.build(&["--target", "made", "--cache-from", &from, "-o", &output]).ok();
+        assert!(ran(&done, "made") && warnings(&done).len() == 1, "{}", done.report());
+        if !archive {
+            assert_eq!(std::fs::read_to_string(dest.join("one")).expect("one"), "one\n");
+        }
     }
 }
