@@ -2,9 +2,9 @@
 //! reads them.
 //!
 //! A result that is left there is used only if the cache has each of its blobs. When one of them cannot be had all the same,
-//! the build is done once more, and then results are fetched and unpacked before they are used
-//! ([`BuildContext::eager`]), so that a step is run whose result cannot be had. Blobs that were not given once are not left
-//! where they are again ([`crate::parts::Refused`]).
+//! the build goes on with another job ([`crate::bridge::Bridge::renew`]), for which results are fetched and unpacked before
+//! they are used ([`BuildContext::eager`]), so that a step is run whose result cannot be had. Blobs that were not given once
+//! are not left where they are again ([`crate::parts::Refused`]).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
