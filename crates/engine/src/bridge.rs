@@ -188,8 +188,8 @@ impl Bridge {
         self.job().import(store).await;
     }
 
-    /// Goes on with another job where results of the first one are of no use: one that takes nothing that others have in
-    /// hand, and for which results of imported caches are fetched before they are used. A client that drives its build
+    /// Goes on with another job where results of the first one are of no use: one that takes nothing that others have
+    /// loaded, and for which results of imported caches are fetched before they are used. A client that drives its build
     /// keeps its refs, and what they stand for is built anew. Returns whether there is another job than that of `failed`.
     ///
     /// # Errors
@@ -199,7 +199,7 @@ impl Bridge {
         if self.job().id() != failed {
             return Ok(true);
         }
-        // Once is enough: nothing is left in other hands then.
+        // Once is enough: then nothing was relied on that is not here.
         if self.0.build.eager.swap(true, Ordering::Relaxed) {
             return Ok(false);
         }

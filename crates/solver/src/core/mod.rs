@@ -106,7 +106,7 @@ impl Patience {
 #[derive(Default)]
 struct JobState {
     stores: Vec<StoreId>,
-    /// It shares no vertices with others.
+    /// It shares no vertices with others; what these execute may still be followed.
     apart: bool,
     tickets: BTreeMap<Ticket, OutputRef>,
     loaded: BTreeMap<VertexDigest, VertexId>,

@@ -222,27 +222,30 @@ impl KeyStore<Text> for BrokenStore {
 }
 
 #[tokio::test]
-async fn a_job_apart_takes_no_result_that_another_has_in_hand() {
+async fn a_job_apart_takes_no_result_that_another_has_loaded() {
     let counts: [Arc<Counts>; 3] = Default::default();
     let [a, b, c] = chain(&counts);
-    let bench = bench();
-    let (open, _) = bench.job("open", &[&a, &b, &c]).await;
+    let elsewhere = bench();
+    elsewhere.build(&[&a, &b]).await.0.unwrap();
+    let here = bench();
+    let (open, _) = here.job_with("open", &[&a, &b, &c], vec![elsewhere.store.clone()]).await;
     open.build(edge(&c)).await.unwrap();
+    assert_eq!(executed(&counts), [1, 1, 1]);
     let why = Gone::Damaged { detail: "gone".to_owned() };
-    for (key, record) in bench.store.all_records() {
-        bench.store.remove_record(key, &record, &why);
+    for (key, record) in here.store.all_records() {
+        here.store.remove_record(key, &record, &why);
     }
-    let (other, _) = bench.job("other", &[&a, &b, &c]).await;
+    let (other, _) = here.job("other", &[&a, &b, &c]).await;
     other.build(edge(&c)).await.unwrap();
     assert_eq!(executed(&counts), [1, 1, 1], "what is in hand is shared");
-    let apart = bench.job_apart("apart", &[&a, &b, &c]).await;
+    let apart = here.job_apart("apart", &[&a, &b, &c]).await;
     assert_eq!(apart.build(edge(&c)).await.unwrap().origin, Origin::Executed);
-    assert_eq!(executed(&counts)[2], 2);
+    assert_eq!(executed(&counts), [2, 2, 2], "neither that, nor what was made of it");
     // What it made is there for all, and for the next one apart too.
     apart.close().await;
-    let again = bench.job_apart("again", &[&a, &b, &c]).await;
+    let again = here.job_apart("again", &[&a, &b, &c]).await;
     assert_eq!(again.build(edge(&c)).await.unwrap().origin, Origin::Loaded);
-    assert_eq!(executed(&counts)[2], 2);
+    assert_eq!(executed(&counts), [2, 2, 2]);
 }
 
 #[tokio::test]
