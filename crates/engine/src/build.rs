@@ -18,6 +18,7 @@ use tempfile::TempPath;
 
 use crate::bridge::WeakBridge;
 use crate::cache::imported::Imported;
+use crate::cache::mounts::import::MountImport;
 use crate::error::Location;
 use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
 use crate::history::Kept;
@@ -115,6 +116,8 @@ pub struct BuildContext {
     pub near: Mutex<HashMap<String, String>>,
     /// Cache mounts that have begun anew for this build, by id with platform and by beginning.
     pub fresh_mounts: Mutex<HashSet<(String, Option<String>)>>,
+    /// Where cache mounts may come from.
+    pub mount_imports: Mutex<Vec<Arc<MountImport>>>,
     /// What the build itself is asked through, for operations that build.
     pub bridge: Mutex<Option<WeakBridge>>,
     /// What is kept in the history.
@@ -146,6 +149,7 @@ impl BuildContext {
             policies: Policies::default(),
             near: Mutex::default(),
             fresh_mounts: Mutex::default(),
+            mount_imports: Mutex::default(),
             bridge: Mutex::default(),
             kept: Kept::default(),
             ca_bundle: OnceLock::new(),

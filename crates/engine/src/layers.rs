@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kiln_llb::op::Sharing;
 use kiln_oci::Platform;
@@ -12,6 +13,7 @@ use kiln_snapshot::{Kind, LayerManifest, Tree};
 use kiln_solver::OpContext;
 use kiln_store::{CacheMount, ImmutableRef, Layer, LayerInfo, MountKey, MountOwner, RecordType, Store};
 
+use crate::cache::mounts;
 use crate::error::EngineError;
 use crate::parts::Parts;
 
@@ -94,16 +96,18 @@ fn again(
 
 /// Takes the cache mount `id` of a platform's steps, waiting for others where its sharing says so.
 ///
-/// A mount that begins with the content of `base` is one of its own for each base.
+/// A mount that begins with the content of `base` is one of its own for each base. With `import` a new one may come from a
+/// remote cache.
 ///
 /// # Errors
 /// It cannot be made, or the call was called off while it waited.
 pub async fn cache_mount(
-    parts: &Parts,
+    parts: &Arc<Parts>,
     cx: &OpContext,
     (id, platform): (&str, &Platform),
     sharing: Sharing,
     base: Option<(&ImmutableRef, &str)>,
+    import: bool,
 ) -> Result<CacheMount, EngineError> {
     let key = mount_key(id, platform, base)?;
     let owner = match base {
@@ -119,9 +123,13 @@ pub async fn cache_mount(
     if key.key.contains('\0') {
         return Err(EngineError::user("the id of a cache mount must not hold a NUL"));
     }
+    if import {
+        mounts::import::make_way(parts, cx, &key);
+    }
     let mut mount = acquire(parts, cx, &key, sharing, owner, &format!("cached mount {id}")).await?;
     if mount.is_fresh() {
-        if let Some((reference, selector)) = base {
+        let came = import && mounts::import::fill(parts, cx, &key, &mut mount).await?;
+        if let Some((reference, selector)) = base.filter(|_| !came) {
             fill(reference, selector, mount.path())?;
         }
         mount.mark_ready()?;

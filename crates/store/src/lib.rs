@@ -54,7 +54,7 @@ pub use images::Image;
 pub use layer::{Layer, LayerDraft};
 pub use layout::{LayerId, RefId};
 pub use meta::{DumpedRow, Meta, Table};
-pub use mounts::{CacheMount, Mark, MountFile, MountInfo, MountKey, MountOwner, Sharing, WriteEnd};
+pub use mounts::{CacheMount, Mark, MountFile, MountInfo, MountKey, MountOwner, MountReading, Sharing, WriteEnd};
 pub use prune::{PrunePolicy, Pruned};
 pub use record::{LayerInfo, LazyLayer, RecordType};
 pub use refs::ImmutableRef;

@@ -3,6 +3,7 @@
 mod files;
 mod list;
 mod mark;
+mod travel;
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +24,7 @@ use crate::store::{Inner, Store};
 pub use files::MountFile;
 pub use list::MountInfo;
 pub use mark::{Mark, WriteEnd};
+pub use travel::MountReading;
 
 const KIND: &str = "kiln.mount.v1";
 

@@ -39,20 +39,25 @@ pub struct Update {
     pub tag: String,
     /// Whether blobs that nothing names are removed afterwards.
     pub reset: bool,
+    /// What the engine calls the cache mounts that were written there; none without any.
+    pub mounts: Option<String>,
 }
+
+/// What the tags of cache mounts have that those of caches do not.
+pub const MOUNTS: &str = "-mounts";
 
 /// Looks at the directories of local caches; other backends pass through.
 pub fn resolve(from: &[CacheEntry], to: &[CacheEntry], env: &Env) -> Result<Caches, CliError> {
     let mut caches = Caches::default();
     for entry in to {
+        let mut option = option(entry);
         match entry.kind.as_str() {
-            "local" => export(&mut caches, entry, env)?,
+            "local" => export(&mut caches, &mut option.attrs, entry, env)?,
             "registry" if attr(entry, "ref").is_empty() => {
                 return Err(CliError::user("registry cache exporter requires ref"));
             }
             _ => {}
         }
-        let option = option(entry);
         if caches.exports.contains(&option) {
             return Err(CliError::user("duplicate cache exports").hint("give each --cache-to once"));
         }
@@ -78,7 +83,28 @@ fn attr<'a>(entry: &'a CacheEntry, name: &str) -> &'a str {
     entry.attrs.get(name).map_or("", String::as_str)
 }
 
-fn export(caches: &mut Caches, entry: &CacheEntry, env: &Env) -> Result<(), CliError> {
+/// Tells whether cache mounts are wished for.
+pub fn has_mounts(entry: &CacheEntry) -> bool {
+    !matches!(attr(entry, "mounts").trim(), "" | "none" | "false" | "0")
+}
+
+/// Names the cache mounts that are in a directory, if they are wished for and there.
+fn name_mounts(attrs: &mut BTreeMap<String, String>, entry: &CacheEntry, dir: &std::path::Path) {
+    if !has_mounts(entry) {
+        return;
+    }
+    let tag = entry.attrs.get("tag").map_or("latest", String::as_str);
+    if let Ok(Some(found)) = layout::find_tag(dir, &format!("{tag}{MOUNTS}")) {
+        attrs.insert("mounts-digest".to_owned(), found.to_string());
+    }
+}
+
+fn export(
+    caches: &mut Caches,
+    attrs: &mut BTreeMap<String, String>,
+    entry: &CacheEntry,
+    env: &Env,
+) -> Result<(), CliError> {
     let dest = attr(entry, "dest");
     if dest.is_empty() {
         return Err(CliError::user("local cache exporter requires dest"));
@@ -96,7 +122,9 @@ fn export(caches: &mut Caches, entry: &CacheEntry, env: &Env) -> Result<(), CliE
         .map_err(|e| CliError::environment(format!("cannot write cache {dest}: {}", io_text(&e.into()))))?;
     let tag = entry.attrs.get("tag").map_or("latest", String::as_str).to_owned();
     caches.stores.insert(format!("local:{dest}"), dir.clone());
-    caches.update.push(Update { dir, tag, reset });
+    name_mounts(attrs, entry, &dir);
+    let mounts = has_mounts(entry).then(|| format!("kiln.mounts:{dest}"));
+    caches.update.push(Update { dir, tag, reset, mounts });
     Ok(())
 }
 
@@ -132,8 +160,10 @@ fn import(caches: &mut Caches, entry: &CacheEntry, env: &Env) -> Result<(), CliE
         }
         Err(_) => return Err(CliError::user(format!("invalid digest {digest} of cache {src}"))),
     }
+    let mut option = option(&entry);
+    name_mounts(&mut option.attrs, &entry, &dir);
     caches.stores.insert(format!("local:{src}"), dir);
-    caches.imports.push(option(&entry));
+    caches.imports.push(option);
     Ok(())
 }
 
@@ -172,6 +202,24 @@ mod tests {
     }
 
     #[test]
+    fn mounts_are_found_by_their_tag() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = LayoutStore::create(&dir.path().join("c")).expect("create");
+        let digest = Digest::of(b"mounts");
+        let descriptor = serde_json::json!({"mediaType": "x", "digest": digest.to_string(), "size": 2});
+        store.put(&descriptor, &[IndexName::Tag("t-mounts".into())]).expect("put");
+        let digest_of = |to: &str| {
+            let caches = run(dir.path(), &[], &[to]).expect("accepted");
+            let mounts = caches.update[0].mounts.clone();
+            (caches.exports[0].attrs.get("mounts-digest").cloned(), mounts)
+        };
+        let name = Some("kiln.mounts:c".to_owned());
+        assert_eq!(digest_of("type=local,dest=c,tag=t,mounts=all"), (Some(digest.to_string()), name.clone()));
+        assert_eq!(digest_of("type=local,dest=c,mounts=npm"), (None, name));
+        assert_eq!(digest_of("type=local,dest=c,tag=t,mounts=none"), (None, None));
+    }
+
+    #[test]
     fn what_is_missing_is_a_warning() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let caches = run(dir.path(), &["type=local,src=none", "user/app:cache"], &[]).expect("accepted");
@@ -183,7 +231,7 @@ mod tests {
     fn exports() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let caches = run(dir.path(), &[], &["type=local,dest=out,tag=t,reset=true", "type=inline"]).expect("accepted");
-        let want = Update { dir: dir.path().join("out"), tag: "t".into(), reset: true };
+        let want = Update { dir: dir.path().join("out"), tag: "t".into(), reset: true, mounts: None };
         assert_eq!(caches.update, [want]);
         assert!(dir.path().join("out").is_dir());
         for (to, want) in [

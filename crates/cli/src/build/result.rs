@@ -9,7 +9,7 @@ use kiln_session::client::{IndexName, LayoutStore};
 use kiln_session::progress::WarningProgress;
 use serde_json::{Map, Value};
 
-use super::local_cache::Update;
+use super::local_cache::{MOUNTS, Update};
 use super::output::{Dest, Output};
 use super::write::atomically;
 use crate::error::{CliError, io_text};
@@ -77,6 +77,11 @@ pub fn update_indexes(response: &Response, caches: &[Update], outputs: &[Output]
             put(&update.dir, json.as_bytes(), &[IndexName::Tag(update.tag.clone())])?;
         }
     }
+    for update in caches {
+        if let Some(json) = update.mounts.as_ref().and_then(|name| response.get(name)) {
+            put(&update.dir, json.as_bytes(), &[IndexName::Tag(format!("{}{MOUNTS}", update.tag))])?;
+        }
+    }
     let Some(encoded) = response.get("containerimage.descriptor") else { return Ok(()) };
     for output in outputs {
         let Dest::Layout(dir) = &output.dest else { continue };
@@ -139,10 +144,17 @@ mod tests {
     fn indexes_name_what_was_written() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let json = serde_json::json!({"mediaType": "x", "digest": Digest::of(b"m").to_string(), "size": 1}).to_string();
+        let mounts = json.replace(&Digest::of(b"m").to_string(), &Digest::of(b"other").to_string());
         let output = Output { kind: "oci".into(), attrs: BTreeMap::new(), dest: Dest::Layout(dir.path().join("out")) };
-        let update = Update { dir: dir.path().join("cache"), tag: "t".into(), reset: false };
+        let update = Update {
+            dir: dir.path().join("cache"),
+            tag: "t".into(),
+            reset: false,
+            mounts: Some("kiln.mounts:cache".into()),
+        };
         let answer = response(&[
             ("cache.manifest", &json),
+            ("kiln.mounts:cache", &mounts),
             ("containerimage.descriptor", &BASE64_STANDARD.encode(&json)),
             ("image.name", "docker.io/library/a:1,docker.io/library/b:2"),
         ]);
@@ -151,6 +163,6 @@ mod tests {
             let store = LayoutStore::open(&dir.path().join(d)).expect("layout");
             store.index().expect("index")["manifests"].as_array().map(Vec::len)
         };
-        assert_eq!((count("cache"), count("out")), (Some(1), Some(2)));
+        assert_eq!((count("cache"), count("out")), (Some(2), Some(2)));
     }
 }

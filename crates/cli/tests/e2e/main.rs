@@ -6,6 +6,7 @@ mod blobs;
 mod buildctl;
 mod cache;
 mod cache_mounts;
+mod cache_mounts_travel;
 mod checks;
 mod clients;
 mod copy;

@@ -5,6 +5,7 @@ pub mod imported;
 pub mod inline;
 pub mod keys;
 pub mod local;
+pub mod mounts;
 pub mod objects;
 pub mod options;
 pub mod registry;
@@ -41,6 +42,7 @@ pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError
     if !matches!(spec.kind.as_str(), "registry" | "local") && Kind::parse(&spec.kind).is_none() {
         return Err(EngineError::user(format!("unknown cache importer: {}", spec.kind)));
     }
+    mounts::import::register(bridge, spec)?;
     let build = bridge.build();
     let vertex = build.start(&format!("importing cache manifest from {}", name(spec)));
     match read(bridge, spec).await {
@@ -126,6 +128,7 @@ const INLINE: &str = "inline";
 /// A kind of cache that this engine does not know, a bad value.
 pub fn check(specs: &[CacheSpec]) -> Result<(), EngineError> {
     for spec in specs {
+        mounts::export::check(spec)?;
         match spec.kind.as_str() {
             INLINE => {}
             "registry" => drop((registry::reference(spec)?, ExportSpec::parse(spec)?)),
@@ -213,6 +216,7 @@ pub async fn export(
                 return Err(error);
             }
         }
+        response.extend(mounts::export::export(bridge, spec, result).await?);
     }
     Ok(response)
 }

@@ -60,7 +60,8 @@ pub async fn parse(store: &dyn ObjectStore) -> Result<Vec<ParsedCache>, EngineEr
     manifests.iter().map(|bytes| cacheconfig::parse_annotated(bytes).map_err(damaged)).collect()
 }
 
-fn failed(error: ObjectError) -> EngineError {
+/// Returns the error of a store, with what may help.
+pub fn failed(error: ObjectError) -> EngineError {
     let hint = error.hint();
     let mut result = EngineError::new(error.class(), error.to_string());
     if is_damage(&error.kind) {

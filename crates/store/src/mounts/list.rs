@@ -11,6 +11,8 @@ use crate::store::Store;
 pub struct MountInfo {
     /// Names the directory.
     pub directory: String,
+    /// What tells it from others.
+    pub key: String,
     /// What steps call it.
     pub id: String,
     /// The platform of the steps that share it.
@@ -75,6 +77,7 @@ impl Store {
 fn info(record: MountRecord, in_use: bool) -> MountInfo {
     MountInfo {
         directory: record.id,
+        key: record.key,
         id: record.name,
         platform: record.platform,
         description: record.description,

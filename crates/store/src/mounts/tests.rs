@@ -254,3 +254,48 @@ fn verify_finds_what_is_missing_and_repairs_it() {
     let left = f.store.cache_mounts(false);
     assert_eq!(left.iter().map(|m| m.id.as_str()).collect::<Vec<_>>(), ["kept"]);
 }
+
+#[test]
+fn a_mount_is_read_as_it_is_between_writers() {
+    let f = fixture(Duration::ZERO);
+    let mut writer = ready(&f.store, Sharing::Shared);
+    let directory = writer.id().to_owned();
+    writer.begin_write();
+    assert!(matches!(f.store.read_cache_mount(&directory), MountReading::Busy));
+    writer.end_write(WriteEnd::Well);
+    let uses = f.store.cache_mounts(false)[0].uses;
+    let MountReading::Free(reading) = f.store.read_cache_mount(&directory) else { panic!("nobody writes") };
+    assert_eq!(f.store.cache_mounts(false)[0].uses, uses, "it is no use");
+    drop(writer);
+    assert!(take(&f.store, Sharing::Locked).is_none(), "it waits for the reader");
+    drop(reading);
+    let alone = ready(&f.store, Sharing::Locked);
+    assert!(matches!(f.store.read_cache_mount(&directory), MountReading::Busy));
+    drop(alone);
+    assert!(f.store.0.prune_mount(&directory));
+    assert!(matches!(f.store.read_cache_mount(&directory), MountReading::Gone));
+}
+
+#[test]
+fn a_new_mount_begins_with_a_directory() {
+    let f = fixture(Duration::ZERO);
+    let key = MountKey::named("key");
+    let first = ready(&f.store, Sharing::Shared).id().to_owned();
+    f.store.drop_empty_cache_mounts(&key);
+    let mut mount = take(&f.store, Sharing::Shared).unwrap();
+    assert!(mount.is_fresh() && mount.id() != first, "an empty one gives way");
+    let filled = f.dir.path().join("filled");
+    fs::create_dir(&filled).unwrap();
+    fs::write(filled.join("file"), "came").unwrap();
+    mount.begin_with(&filled).unwrap();
+    mount.mark_ready().unwrap();
+    let id = mount.id().to_owned();
+    f.store.drop_empty_cache_mounts(&key);
+    drop(mount);
+    f.store.drop_empty_cache_mounts(&key);
+    let mut again = ready(&f.store, Sharing::Shared);
+    assert_eq!(again.id(), id, "what holds something stays");
+    assert_eq!(fs::read(again.path().join("file")).unwrap(), b"came");
+    fs::create_dir(&filled).unwrap();
+    assert!(again.begin_with(&filled).is_err() && filled.is_dir(), "what is there is not replaced");
+}

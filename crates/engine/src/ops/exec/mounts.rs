@@ -213,11 +213,14 @@ impl Prepared {
             let anew = build.settings.cache_mounts.begin_anew(needs.ignore_cache);
             anew && build.fresh_mounts.lock().insert(key.clone())
         };
+        // A mount that begins anew begins with nothing.
+        let anew = |build: &Arc<BuildContext>| build.settings.cache_mounts.begin_anew(needs.ignore_cache);
+        let import = !builds(needs.cx).iter().any(anew);
         let named = (id, needs.platform);
         if builds(needs.cx).iter().filter(first).count() > 0 {
             layers::reset_cache_mount(needs.parts, named, base)?;
         }
-        let taken = layers::cache_mount(needs.parts, needs.cx, named, sharing, base).await?;
+        let taken = layers::cache_mount(needs.parts, needs.cx, named, sharing, base, import).await?;
         let source = taken.path().to_owned();
         self.caches.push(Cache { mount: taken, key, written: !mount.readonly });
         Ok(Mount::Bind { source, readonly: mount.readonly })
