@@ -84,13 +84,20 @@ fn attr<'a>(entry: &'a CacheEntry, name: &str) -> &'a str {
 }
 
 /// Tells whether cache mounts are wished for.
-pub fn has_mounts(entry: &CacheEntry) -> bool {
-    !matches!(attr(entry, "mounts").trim(), "" | "none" | "false" | "0")
+fn has_mounts(attrs: &BTreeMap<String, String>) -> bool {
+    !matches!(attrs.get("mounts").map_or("", String::as_str).trim(), "" | "none" | "false" | "0")
+}
+
+impl Caches {
+    /// Tells whether cache mounts are to travel, of which only kiln's engine knows.
+    pub fn carry_mounts(&self) -> bool {
+        self.imports.iter().chain(&self.exports).any(|option| has_mounts(&option.attrs))
+    }
 }
 
 /// Names the cache mounts that are in a directory, if they are wished for and there.
 fn name_mounts(attrs: &mut BTreeMap<String, String>, entry: &CacheEntry, dir: &std::path::Path) {
-    if !has_mounts(entry) {
+    if !has_mounts(&entry.attrs) {
         return;
     }
     let tag = entry.attrs.get("tag").map_or("latest", String::as_str);
@@ -123,7 +130,7 @@ fn export(
     let tag = entry.attrs.get("tag").map_or("latest", String::as_str).to_owned();
     caches.stores.insert(format!("local:{dest}"), dir.clone());
     name_mounts(attrs, entry, &dir);
-    let mounts = has_mounts(entry).then(|| format!("kiln.mounts:{dest}"));
+    let mounts = has_mounts(&entry.attrs).then(|| format!("kiln.mounts:{dest}"));
     caches.update.push(Update { dir, tag, reset, mounts });
     Ok(())
 }

@@ -142,6 +142,9 @@ async fn build(
     if why && !engine.is_kiln() {
         return Err(CliError::user(format!("--why needs an engine of kiln, and {} is none", engine.place)));
     }
+    if caches.carry_mounts() {
+        engine.must_be_kiln("mounts= of a cache")?;
+    }
     for warning in &caches.warnings {
         say(&format!("WARNING: {warning}"));
     }

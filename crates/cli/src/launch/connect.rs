@@ -93,6 +93,14 @@ impl Engine {
     pub fn is_kiln(&self) -> bool {
         self.info.package == PACKAGE
     }
+
+    /// Checks that this is an engine of kiln, which `what` needs.
+    pub fn must_be_kiln(&self, what: &str) -> Result<(), CliError> {
+        match self.is_kiln() {
+            true => Ok(()),
+            false => Err(CliError::user(format!("{what} needs an engine of kiln, and {} is none", self.place))),
+        }
+    }
 }
 
 /// Why there is no engine.

@@ -292,7 +292,7 @@ impl Next {
         let mut lists = Vec::new();
         let mut mounts: Vec<(Travelled, &LayerManifest)> = Vec::new();
         for (info, files) in &made.mounts {
-            let bytes = format::compress(&files.encode())?;
+            let bytes = format::write_files(files)?;
             let part = Part::of(&bytes);
             let (id, platform, key) = (info.id.clone(), info.platform.clone(), info.key.clone());
             mounts.push((Travelled { id, platform, key, day, bytes: files.total_size(), files: part.clone() }, files));

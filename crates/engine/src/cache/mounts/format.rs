@@ -30,7 +30,7 @@ const PACK_MAX: usize = PACK + super::cut::MAX;
 /// Most bytes of a root.
 pub const ROOT_MAX: u64 = 4 << 20;
 /// Most bytes of a table or a list of files, taken apart.
-const LIST_MAX: usize = 512 << 20;
+const LIST_MAX: usize = 128 << 20;
 /// Most bytes that a compressed part may have.
 const PART_MAX: u64 = 256 << 20;
 /// Most bytes of files in one mount.
@@ -257,6 +257,18 @@ pub fn write_table(table: &Table) -> Result<Vec<u8>, EngineError> {
 /// It is damaged.
 pub fn read_files(bytes: &[u8]) -> Result<LayerManifest, EngineError> {
     LayerManifest::decode(&expand(bytes, LIST_MAX)?).map_err(|e| damaged(format!("the list of files: {e}")))
+}
+
+/// Writes the list of a mount's files.
+///
+/// # Errors
+/// It has more files than an import reads.
+pub fn write_files(files: &LayerManifest) -> Result<Vec<u8>, EngineError> {
+    let bytes = files.encode();
+    if bytes.len() > LIST_MAX {
+        return Err(EngineError::user("a cache mount has too many files to travel"));
+    }
+    compress(&bytes)
 }
 
 /// Returns the error of what cannot be used.

@@ -8,7 +8,7 @@ use std::path::Path;
 use kiln_snapshot::{Entry, Kind, LayerManifest, dump};
 use kiln_stdx::{ErrorClass, Fingerprint};
 
-use super::format::{Contents, Pack, Table, read_files, unpack, write_table};
+use super::format::{Contents, Pack, Table, read_files, unpack, write_files, write_table};
 use super::pack::{Packer, file_of, read};
 use super::restore;
 use crate::error::EngineError;
@@ -19,7 +19,7 @@ fn export(mount: &Path, packs: &Path, tables: &[Table]) -> (LayerManifest, Table
     let mut packer = Packer::new(known.into(), packs.to_owned());
     let files = read(&mut packer, mount).unwrap();
     let table = packer.finish().unwrap();
-    let lists = super::format::compress(&files.encode()).unwrap().len() + write_table(&table).unwrap().len();
+    let lists = write_files(&files).unwrap().len() + write_table(&table).unwrap().len();
     let sent = table.packs.iter().map(|pack| pack.blob.size).sum::<u64>() + lists as u64;
     (files, table, sent)
 }
@@ -75,7 +75,7 @@ fn a_directory_comes_back_as_it_was() {
     fs::set_permissions(&mount, fs::Permissions::from_mode(0o1777)).unwrap();
 
     let (files, table, _) = export(&mount, &packs, &[]);
-    let files = read_files(&super::format::compress(&files.encode()).unwrap()).unwrap();
+    let files = read_files(&write_files(&files).unwrap()).unwrap();
     assert_eq!(table.files.len(), 1, "one file has several pieces");
     import(&files, &[table], &packs, &dest).unwrap();
     assert_eq!(shown(&dest), shown(&mount));
