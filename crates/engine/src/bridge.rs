@@ -23,7 +23,7 @@ use crate::load;
 use crate::parts::Parts;
 use crate::provenance::Scope;
 use crate::request::FrontendRequest;
-use crate::source::lazy;
+use crate::source::{lazy, offline};
 use crate::wreck::Piece;
 
 /// A result that may not have been built yet.
@@ -284,6 +284,9 @@ impl Bridge {
         let graph = Graph::load(&definition, &kiln_llb::LoadOptions::default())?;
         let graph = Box::pin(self.policed(graph)).await?;
         self.0.build.announce(&graph);
+        if self.0.build.settings.offline {
+            Box::pin(offline::look_for_sources(self, &graph)).await?;
+        }
         let vertices = self.vertices(&graph)?;
         let reference = Ref(Arc::new(RefInner {
             id: rand_id(),

@@ -41,6 +41,8 @@ pub struct BuildSettings {
     pub max_age: Option<u64>,
     /// What becomes of cache mounts.
     pub cache_mounts: CacheMounts,
+    /// Whether sources come from what is here, without the network.
+    pub offline: bool,
     /// Whether its client may look at what failed steps leave.
     pub keeps_wrecks: bool,
 }
@@ -424,6 +426,12 @@ impl Progress {
             Shown::Call(cx) => cx.contexts::<BuildContext>(),
             Shown::Build(build, _) => vec![build.clone()],
         }
+    }
+
+    /// Tells whether the network is not to be used for sources: of several builds one that may use it is enough.
+    pub fn offline(&self) -> bool {
+        let builds = self.builds();
+        !builds.is_empty() && builds.iter().all(|build| build.settings.offline)
     }
 
     fn vertex(&self) -> Digest {

@@ -25,6 +25,7 @@ use crate::keystore::StoreKeys;
 use crate::parts::Parts;
 use crate::policy::Policies;
 use crate::request::{FrontendRequest, SolveRequest, SolveResponse};
+use crate::source::offline;
 
 /// How long a status or gateway call waits for the build it names: both may come before the build itself.
 const BUILD_WAIT: Duration = Duration::from_secs(3);
@@ -133,6 +134,7 @@ impl Engine {
         crate::provenance::check(request)?;
         crate::sbom::Options::of(&request.frontend_attrs)?;
         crate::cache::check(&request.cache_exports)?;
+        offline::check(request)?;
         let store = self.0.parts.store.clone();
         let swept = tokio::task::spawn_blocking(move || store.finish_sweep()).await;
         swept.map_err(|e| EngineError::from_error(ErrorClass::Bug, e))?;
@@ -386,6 +388,7 @@ impl OpenBuild {
             shm_size: None,
             max_age: request.frontend_attrs.get(attrs::MAX_AGE).and_then(|seconds| seconds.parse().ok()),
             cache_mounts: CacheMounts::of_attr(request.frontend_attrs.get(attrs::CACHE_MOUNTS)),
+            offline: offline::is_asked_for(request),
             keeps_wrecks: is_driven_by_client(request),
         };
         let policies = Policies::new(request.policies.clone(), request.policy_session.clone());

@@ -35,6 +35,8 @@ pub struct Further {
     pub foreign: Vec<(String, Vec<u8>)>,
     /// What a caller asked of a frontend that it does not do.
     pub unsupported: Option<Unsupported>,
+    /// What is missing could be had if the build were not offline.
+    pub offline: bool,
     /// What the failed step leaves, for as long as this error is kept.
     pub wreck: Option<std::sync::Arc<Wreck>>,
     /// The names of that for the client.

@@ -69,6 +69,9 @@ pub struct BuildFlags {
     /// Do not use the cache for these stages
     #[arg(long, value_name = "STAGE", allow_hyphen_values = true)]
     pub no_cache_filter: Vec<String>,
+    /// Build without the network: base images, repositories and downloads are those of earlier builds. RUN steps keep theirs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set, value_name = "BOOL", hide_possible_values = true)]
+    pub offline: Option<bool>,
     /// Where the result goes (type=oci|docker|tar|local|image|registry|cacheonly, dest=PATH; a bare PATH is type=local)
     #[arg(long, short = 'o', value_name = "OUTPUT", allow_hyphen_values = true)]
     pub output: Vec<String>,

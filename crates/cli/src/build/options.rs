@@ -43,6 +43,8 @@ pub struct BuildOptions {
     pub max_age: Option<u64>,
     /// Whether cache mounts are emptied.
     pub empty_mounts: bool,
+    /// Whether sources come from what the engine has.
+    pub offline: bool,
     /// Whether base images are always resolved anew.
     pub pull: bool,
     /// The platform to build for; the engine's own when absent.
@@ -109,6 +111,11 @@ impl BuildOptions {
             (false, false) => Some(flags.no_cache_filter.join(",")),
             (false, true) => None,
         };
+        let (offline, pull) = (flags.offline.unwrap_or(false), flags.pull.unwrap_or(false));
+        if offline && pull {
+            return Err(CliError::user("--offline and --pull contradict each other")
+                .hint("--offline takes base images as they are here, --pull asks the registry for newer ones"));
+        }
         Ok(BuildOptions {
             context,
             call,
@@ -121,7 +128,8 @@ impl BuildOptions {
             no_cache,
             max_age: flags.max_age,
             empty_mounts: asked == NoCache::Mounts,
-            pull: flags.pull.unwrap_or(false),
+            offline,
+            pull,
             platform: platform(&flags.platform, env)?,
             outputs,
             annotations: annotation::attributes(&flags.annotation)?,

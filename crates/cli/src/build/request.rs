@@ -96,6 +96,7 @@ pub fn build(
     for (name, value) in [
         (attrs::CACHE_MOUNTS, mounts),
         (attrs::MAX_AGE, options.max_age.map(|seconds| seconds.to_string())),
+        (attrs::OFFLINE, options.offline.then(|| "true".to_owned())),
         ("target", options.target.clone()),
         ("no-cache", options.no_cache.clone()),
         ("platform", platform),

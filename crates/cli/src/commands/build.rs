@@ -87,6 +87,9 @@ async fn ask_engine(
         engine = connect(global, env) => engine?,
         () = cancel.cancelled() => return Err(CliError::canceled()),
     };
+    if options.offline {
+        engine.must_be_kiln("--offline")?;
+    }
     let options = BuildOptions { outputs: Vec::new(), ..options };
     let caches = Caches::default();
     let offer = Offer::new(&options, &mut inputs, &caches, env)?;
@@ -129,19 +132,8 @@ async fn build(
         engine = connect(global, &env) => engine?,
         () = cancel.cancelled() => return Err(CliError::canceled()),
     };
-    if options.build_ca.is_some() && !engine.is_kiln() {
-        return Err(CliError::user(format!("--build-ca needs an engine of kiln, and {} is none", engine.place)));
-    }
-    if options.max_age.is_some() && !engine.is_kiln() {
-        return Err(CliError::user(format!("--max-age needs an engine of kiln, and {} is none", engine.place)));
-    }
-    if options.empty_mounts && !engine.is_kiln() {
-        return Err(CliError::user(format!("--no-cache=mounts needs an engine of kiln, and {} is none", engine.place)));
-    }
+    check_engine(&options, &engine)?;
     let why = options.why;
-    if why && !engine.is_kiln() {
-        return Err(CliError::user(format!("--why needs an engine of kiln, and {} is none", engine.place)));
-    }
     if caches.carry_mounts() {
         engine.must_be_kiln("mounts= of a cache")?;
     }
@@ -169,6 +161,18 @@ async fn build(
     show_warnings(&options, &outcome.warnings, &progress, global.debug);
     let solved = solved?;
     finish(&options, &caches, &solved, &outcome.warnings, &env)
+}
+
+/// Refuses engines of others where they would not do what is asked for, and not say so.
+fn check_engine(options: &BuildOptions, engine: &Engine) -> Result<(), CliError> {
+    let own = [
+        (options.build_ca.is_some(), "--build-ca"),
+        (options.max_age.is_some(), "--max-age"),
+        (options.empty_mounts, "--no-cache=mounts"),
+        (options.offline, "--offline"),
+        (options.why, "--why"),
+    ];
+    own.iter().filter(|(asked, _)| *asked).try_for_each(|(_, flag)| engine.must_be_kiln(flag))
 }
 
 fn engine_name(engine: &Engine) -> &str {

@@ -14,9 +14,7 @@ use crate::units::human_size;
 /// Runs a command of `kiln cache`.
 pub async fn run(command: CacheCommand, global: &Global, env: &Env) -> Result<(), CliError> {
     let engine = connect(global, env).await?;
-    if !engine.is_kiln() {
-        return Err(CliError::user(format!("the engine at {} is not one of kiln", engine.place)));
-    }
+    engine.must_be_kiln("kiln cache")?;
     match command {
         CacheCommand::Ls(flags) => cache_mounts::ls(flags, &engine).await,
         CacheCommand::Inspect(flags) => cache_mounts::inspect(flags, &engine).await,

@@ -44,9 +44,7 @@ pub fn run(flags: RunFlags, global: &Global, env: Env) -> Result<u8, CliError> {
     let (options, mode) = checked.map_err(own)?;
     super::block_on(async {
         let engine = connect(global, &env).await.map_err(own)?;
-        if !engine.is_kiln() {
-            return Err(own(CliError::user(format!("the engine at {} is not one of kiln", engine.place))));
-        }
+        engine.must_be_kiln("kiln run").map_err(own)?;
         let runs = Arc::new(AtomicBool::new(false));
         let end = tokio::select! {
             end = ask(&engine, options, mode, progress, &env, runs.clone()) => end.map_err(own)?,

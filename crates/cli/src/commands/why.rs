@@ -19,9 +19,7 @@ pub async fn run(flags: WhyFlags, global: &Global, env: &Env) -> Result<(), CliE
         other => return Err(CliError::user(format!("--format: {other:?} is neither text nor json"))),
     };
     let engine = connect(global, env).await?;
-    if !engine.is_kiln() {
-        return Err(CliError::user(format!("the engine at {} is not one of kiln", engine.place)));
-    }
+    engine.must_be_kiln("kiln why")?;
     let (build, step) = (flags.build.unwrap_or_default(), flags.step);
     let failed = |status: &Status| of_status(status, "failed to read the history");
     let (told, step) = match (ask(&engine, &build).await, step) {

@@ -21,6 +21,7 @@ mod lazy_caches;
 mod mounts;
 mod networks;
 mod object_caches;
+mod offline;
 mod other_tools;
 mod output;
 mod parallel;

@@ -45,7 +45,11 @@ pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError
     mounts::import::register(bridge, spec)?;
     let build = bridge.build();
     let vertex = build.start(&format!("importing cache manifest from {}", name(spec)));
-    match read(bridge, spec).await {
+    let found = match build.settings.offline && spec.kind != "local" {
+        true => Err(EngineError::user("the build is offline")),
+        false => read(bridge, spec).await,
+    };
+    match found {
         Ok(0) => {}
         Ok(dropped) => {
             build.warn(vertex.digest(), &format!("the cache is damaged: {dropped} parts of it are left out"))

@@ -18,7 +18,7 @@ use crate::events::{Event, WarningEvent};
 use crate::inspect;
 use crate::request::FrontendRequest;
 use crate::sbom;
-use crate::source::lookup;
+use crate::source::{lookup, offline};
 
 /// How often a plan may ask for more: each base image may add instructions that name further ones.
 const ROUNDS: usize = 64;
@@ -348,8 +348,15 @@ async fn try_compile(
         if plan.wanted.is_empty() {
             return kiln_dockerfile::lower(file, &plan, options, &resolved).map_err(wrong);
         }
+        let mut missing = Vec::new();
         for wanted in &plan.wanted {
-            answer(bridge, wanted, &mut resolved, source).await.map_err(|e| Failed::Build(Box::new(e)))?;
+            match answer(bridge, wanted, &mut resolved, source).await {
+                Err(error) if offline::is_missing(&error) => missing.push(error),
+                answered => answered.map_err(|e| Failed::Build(Box::new(e)))?,
+            }
+        }
+        if let Some(error) = offline::together(missing) {
+            return Err(Failed::Build(Box::new(error)));
         }
     }
     let text = "base images lead to further base images without end";

@@ -87,7 +87,8 @@ impl ScannerImage {
         let parts = bridge.parts();
         let session = parts.sessions.try_get(&bridge.build().settings.session);
         let reference = Reference::parse(&name).map_err(|e| EngineError::user(e.to_string()))?;
-        let origin = lookup::named(parts, &reference, pull, session).await?;
+        let asking = lookup::Asking { pull, offline: bridge.build().settings.offline };
+        let origin = lookup::named(parts, &reference, asking, session).await?;
         let found = resolve(origin.as_ref(), platform, None).await?;
         let seen = ImageSource {
             name: name.clone(),

@@ -12,6 +12,8 @@ use kiln_store::Blob;
 
 use super::fetch::transfer;
 use super::layout::LayoutImage;
+use super::offline::missing;
+use super::pins::Pins;
 use super::registry::RegistryImage;
 use super::resolve::ImageOrigin;
 use crate::build::Progress;
@@ -66,11 +68,25 @@ impl BlobSource {
     }
 
     /// Brings the blob into the store. Whoever has it is asked even when it is there, since only who may read it there may
-    /// read it here.
+    /// read it here; offline it is enough that it was brought from there before.
     ///
     /// # Errors
     /// It does not exist there, cannot be reached, or is not what the digest says.
     pub async fn bring(&self, parts: &Parts, cx: &OpContext) -> Result<Blob, EngineError> {
+        if self.is_local() {
+            return self.fetched(parts, cx).await;
+        }
+        let pins = Pins::new(&parts.store);
+        if Progress::new(cx).offline() {
+            let here = pins.has_blob(&self.name).then(|| parts.store.blob(&self.digest)).flatten();
+            return here.ok_or_else(|| missing(format!("blob {}", self.name)));
+        }
+        let blob = self.fetched(parts, cx).await?;
+        pins.set_blob(&self.name);
+        Ok(blob)
+    }
+
+    async fn fetched(&self, parts: &Parts, cx: &OpContext) -> Result<Blob, EngineError> {
         let work = async {
             loop {
                 let session = self.session(parts, cx).await?;

@@ -13,6 +13,7 @@ use kiln_store::{ArrivingReader, Blob, Layer};
 
 use super::images::StoredImage;
 use super::layout::LayoutImage;
+use super::offline::missing;
 use super::registry::RegistryImage;
 use super::stack::StackSource;
 use crate::build::Progress;
@@ -79,6 +80,10 @@ async fn form_blob(
     let descriptor = layer.descriptors().into_iter().find(|form| form.digest == *digest);
     let descriptor = descriptor
         .ok_or_else(|| EngineError::new(ErrorClass::Bug, format!("layer {} has no form {digest}", layer.id())))?;
+    // Not as the one who fetches for others: they may use the network.
+    if progress.offline() && locators(progress, layer, digest).iter().all(|locator| is_remote(locator)) {
+        return Err(not_here(layer, digest));
+    }
     parts.fetches.run(*digest, fetch(parts, progress, layer, &descriptor, begun)).await
 }
 
@@ -96,7 +101,10 @@ async fn fetch(
         progress.builds().iter().filter_map(|build| parts.sessions.try_get(&build.settings.session)).collect()
     };
     let mut failure = None;
+    let offline = progress.offline();
     let mut places = places(progress, layer, &descriptor.digest);
+    // Caches behind the network were not imported.
+    places.retain(|place| !offline || !matches!(place, Place::Named(locator) if is_remote(locator)));
     while let Some(place) = places.pop_front() {
         let session = open().into_iter().next();
         let source = match &place {
@@ -118,6 +126,9 @@ async fn fetch(
     }
     let from = layer.origin().unwrap_or_else(|| "nowhere".to_owned());
     let failure = failure.unwrap_or_else(|| {
+        if offline {
+            return not_here(layer, &descriptor.digest);
+        }
         let text = format!("layer {} of {from} was not fetched yet, and nothing gives it now", descriptor.digest);
         EngineError::new(ErrorClass::Remote, text).with_hint("build with the image it came from within reach")
     });
@@ -158,6 +169,17 @@ fn caches(progress: &Progress, digest: &Digest) -> Vec<Arc<Imported>> {
 /// Tells whether a build that wants a call knows an image or a cache that has a blob.
 fn is_known(progress: &Progress, digest: &Digest) -> bool {
     !images(progress, digest).is_empty() || !caches(progress, digest).is_empty()
+}
+
+/// Returns the error of a layer that cannot be had without the network.
+fn not_here(layer: &Layer, digest: &Digest) -> EngineError {
+    let from = layer.origin().map(|origin| format!(" of {origin}")).unwrap_or_default();
+    missing(format!("layer {digest}{from}"))
+}
+
+/// Tells whether a locator names a place behind the network.
+fn is_remote(locator: &str) -> bool {
+    !locator.starts_with(STORED) && !locator.starts_with(LAYOUT)
 }
 
 /// Brings a blob from one place, and shows how far it is. `begun` is handed its beginning as soon as there is one.

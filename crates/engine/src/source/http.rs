@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file_attrs::{FileAttrs, safe};
 use super::http_date::http_date;
+use super::offline::missing;
 use crate::error::EngineError;
 use crate::parts::Parts;
 use crate::session;
@@ -51,7 +52,7 @@ pub struct HttpSource {
     pub headers: Vec<(String, String)>,
 }
 
-/// A file that a server has, or had.
+/// A file that a server has, or had. What is remembered of it has the server's name for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fetched {
     /// Of the content as it is in the store.
@@ -106,15 +107,16 @@ impl HttpSource {
 
     /// Names the file within one build.
     pub fn key(&self) -> Digest {
-        self.memory_key(None)
+        StableHasher::new("kiln.http.file.v1")
+            .digest("answer", &self.memory_key(None))
+            .str("name", self.filename.as_deref().unwrap_or_default())
+            .finish()
     }
 
     /// Names what answers are remembered for. Answers to other credentials are not for this request.
     fn memory_key(&self, login: Option<&Secret>) -> Digest {
-        StableHasher::new("kiln.http.v1")
+        StableHasher::new("kiln.http.v2")
             .str("url", &self.url)
-            .str("name", self.filename.as_deref().unwrap_or_default())
-            .str("owner", &format!("{:?} {} {}", self.mode, self.uid, self.gid))
             .str("login", &login.map(|l| Digest::of(l.expose()).to_string()).unwrap_or_default())
             .strs("headers", self.headers.iter().map(|(name, value)| format!("{name}: {value}")))
             .finish()
@@ -136,18 +138,21 @@ pub async fn fetch(
     let key = source.memory_key(login.as_ref());
     let mut request = Request::new(source, login.as_ref())?;
     let known = remembered(&memory, &key, parts);
-    if let Some(found) = request.unchanged(&known).await {
-        return source.checked(found);
+    let tagged: Vec<Fetched> = known.iter().filter(|a| a.etag.is_some()).cloned().collect();
+    if let Some(found) = request.unchanged(&tagged).await {
+        remember(&memory, &key, known, &found);
+        return source.presented(found);
     }
-    let response = request.send(Method::GET, &known).await?;
+    let response = request.send(Method::GET, &tagged).await?;
     if response.status() == StatusCode::NOT_MODIFIED {
-        let found = matching(&known, &response).ok_or_else(|| {
+        let found = matching(&tagged, &response).ok_or_else(|| {
             EngineError::new(
                 ErrorClass::Remote,
                 format!("{}: the server says that an unknown file is unchanged", source.url),
             )
         })?;
-        return source.checked(found);
+        remember(&memory, &key, known, &found);
+        return source.presented(found);
     }
     if !response.status().is_success() {
         let code = response.status().as_u16();
@@ -155,21 +160,30 @@ pub async fn fetch(
     }
     let mut fetched = Fetched {
         digest: Digest::of(""),
-        filename: file_name(source.filename.as_deref(), Some(response.headers()), &source.url),
+        filename: file_name(None, Some(response.headers()), &source.url),
         last_modified: text(response.headers(), LAST_MODIFIED).and_then(|t| http_date(&t)),
         etag: etag(response.headers()),
     };
     fetched.digest = store(parts, source, response, progress).await?;
-    let fetched = source.checked(fetched)?;
-    if fetched.etag.is_some() {
-        let mut answers: Vec<Fetched> = known.into_iter().filter(|a| a.etag != fetched.etag).collect();
-        answers.insert(0, fetched.clone());
-        answers.truncate(ANSWERS);
-        if let Ok(json) = serde_json::to_vec(&answers) {
-            memory.put(key.as_bytes(), &json);
-        }
-    }
-    Ok(fetched)
+    // What is not what the checksum names is not worth a place.
+    let presented = source.presented(fetched.clone())?;
+    remember(&memory, &key, known, &fetched);
+    Ok(presented)
+}
+
+/// Returns the file that the server gave last, or the one of the checksum, without asking it.
+///
+/// # Errors
+/// There is none, or it is gone.
+pub async fn last_fetched(
+    parts: &Parts,
+    sessions: &[Arc<Session>],
+    source: &HttpSource,
+) -> Result<Fetched, EngineError> {
+    let login = login(sessions, source).await?;
+    let known = remembered(&parts.store.meta().table("http"), &source.memory_key(login.as_ref()), parts);
+    let found = known.into_iter().find(|answer| source.checksum.is_none_or(|wanted| wanted == answer.digest));
+    source.presented(found.ok_or_else(|| missing(&source.url))?)
 }
 
 impl Fetched {
@@ -180,6 +194,14 @@ impl Fetched {
 }
 
 impl HttpSource {
+    /// Returns an answer under the name that the file is to have, if it is what the checksum names.
+    fn presented(&self, mut answer: Fetched) -> Result<Fetched, EngineError> {
+        if let Some(name) = &self.filename {
+            answer.filename = safe(name);
+        }
+        self.checked(answer)
+    }
+
     /// Returns what was fetched if it is what the checksum names.
     ///
     /// # Errors
@@ -195,11 +217,24 @@ impl HttpSource {
     }
 }
 
-/// Returns earlier answers whose files are still in the store.
+/// Remembers an answer as the newest one.
+fn remember(memory: &Table, key: &Digest, known: Vec<Fetched>, newest: &Fetched) {
+    if known.first() == Some(newest) {
+        return;
+    }
+    let mut answers: Vec<Fetched> = known.into_iter().filter(|a| a.etag != newest.etag).collect();
+    answers.insert(0, newest.clone());
+    answers.truncate(ANSWERS);
+    if let Ok(json) = serde_json::to_vec(&answers) {
+        memory.put(key.as_bytes(), &json);
+    }
+}
+
+/// Returns earlier answers whose files are still in the store, the newest first.
 fn remembered(memory: &Table, key: &Digest, parts: &Parts) -> Vec<Fetched> {
     let json = memory.get(key.as_bytes()).unwrap_or_default();
     let answers: Vec<Fetched> = serde_json::from_slice(&json).unwrap_or_default();
-    answers.into_iter().filter(|a| a.etag.is_some() && parts.store.blob(&a.digest).is_some()).collect()
+    answers.into_iter().filter(|a| parts.store.blob(&a.digest).is_some()).collect()
 }
 
 struct Request<'a> {

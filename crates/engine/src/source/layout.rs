@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::StreamExt;
 use kiln_oci::{Descriptor, media};
 use kiln_session::{ContentStore, Session};
 use kiln_stdx::{Digest, limits};
 use kiln_store::Store;
 
-use super::resolve::{ImageOrigin, keep, kept};
+use super::resolve::{ImageOrigin, described, keep, kept};
 use super::stack::{StackSource, take};
 use crate::error::EngineError;
 
@@ -45,11 +46,7 @@ impl ImageOrigin for LayoutImage {
                 .await
                 .map_err(|e| if e.is_not_found() { self.missing(&self.digest) } else { e.into() })?,
         };
-        let media_type = serde_json::from_slice::<serde_json::Value>(&bytes)
-            .ok()
-            .and_then(|v| Some(v.get("mediaType")?.as_str()?.to_owned()))
-            .unwrap_or_else(|| media::OCI_MANIFEST.to_owned());
-        Ok(Descriptor::new(media_type, self.digest, bytes.len() as u64))
+        Ok(described(self.digest, &bytes))
     }
 
     async fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, EngineError> {

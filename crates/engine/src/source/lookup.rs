@@ -8,6 +8,8 @@ use kiln_stdx::Digest;
 
 use super::images::StoredImage;
 use super::layout::LayoutImage;
+use super::offline::{self, PinnedImage};
+use super::pins::Pins;
 use super::registry::RegistryImage;
 use super::resolve::{ImageOrigin, ResolvedImage, resolve};
 use crate::bridge::Bridge;
@@ -51,7 +53,7 @@ pub async fn image_config(bridge: &Bridge, query: ImageQuery<'_>) -> Result<Reso
     let shown = if log_name.is_empty() { format!("resolve image config for {name}") } else { log_name.to_owned() };
     let vertex = bridge.build().start(&shown);
     let resolved = resolve(origin.as_ref(), &platform, None).await.map_err(|mut error| {
-        if !error.to_string().starts_with("failed to resolve") {
+        if !error.to_string().starts_with("failed to resolve") && !offline::is_missing(&error) {
             let text = format!("failed to resolve source metadata for {}: {error}", origin.name());
             let hint = error.hint.take();
             error = EngineError::new(error.class(), text);
@@ -61,6 +63,7 @@ pub async fn image_config(bridge: &Bridge, query: ImageQuery<'_>) -> Result<Reso
     });
     vertex.end(resolved.as_ref().err().map(ToString::to_string));
     let resolved = resolved?;
+    Pins::new(&bridge.parts().store).found(&resolved);
     seen.digest = Some(resolved.root);
     bridge.scope().looked_up(seen);
     bridge.build().images.lock().insert(key, resolved.clone());
@@ -77,7 +80,8 @@ pub(super) async fn origin(
     let own_session = bridge.build().settings.session.clone();
     let Some((session, store)) = layout else {
         let reference = Reference::parse(name).map_err(|e| EngineError::user(e.to_string()))?;
-        return named(parts, &reference, pull, parts.sessions.try_get(&own_session)).await;
+        let offline = bridge.build().settings.offline;
+        return named(parts, &reference, Asking { pull, offline }, parts.sessions.try_get(&own_session)).await;
     };
     let session = if session.is_empty() { own_session } else { session };
     let session = parts.sessions.get(&session, kiln_stdx::limits::SESSION_WAIT).await?;
@@ -88,19 +92,33 @@ pub(super) async fn origin(
     Ok(LayoutImage::new(&session, parts.store.clone(), &store, format!("oci-layout://{name}"), digest))
 }
 
+/// Whether a registry is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asking {
+    /// Even where the engine's image store has the name.
+    pub pull: bool,
+    /// Never.
+    pub offline: bool,
+}
+
 /// Returns where the image `reference` is read: the engine's image store if that has the name, as builders with an image
-/// store of their own do, and the registry if not or if `pull` is asked for.
+/// store of their own do, and the registry if not or if that is asked for; offline what the registry said last.
 ///
 /// # Errors
 /// The image store cannot be read.
 pub async fn named(
     parts: &Parts,
     reference: &Reference,
-    pull: bool,
+    asking: Asking,
     session: Option<Arc<Session>>,
 ) -> Result<Arc<dyn ImageOrigin>, EngineError> {
-    if !pull && let Some(stored) = StoredImage::find(parts, reference).await? {
+    if (!asking.pull || asking.offline)
+        && let Some(stored) = StoredImage::find(parts, reference).await?
+    {
         return Ok(stored);
+    }
+    if asking.offline {
+        return Ok(PinnedImage::new(parts.store.clone(), reference.clone()));
     }
     let credentials = SessionCredentials::new(session);
     Ok(RegistryImage::new(parts.registry.clone(), parts.store.clone(), reference.clone(), credentials))

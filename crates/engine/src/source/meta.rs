@@ -8,8 +8,8 @@ use kiln_solver::{OpContext, VertexDigest};
 use kiln_stdx::Digest;
 use tokio_util::sync::CancellationToken;
 
-use super::git::{Git, GitPin, GitSource, Repository, pin};
-use super::http::{Fetched, HttpSource, fetch};
+use super::git::{Git, GitLog, GitPin, GitSource, Repository, pin};
+use super::http::{Fetched, HttpSource, fetch, last_fetched};
 use crate::bridge::Bridge;
 use crate::error::EngineError;
 
@@ -27,7 +27,7 @@ pub async fn git(bridge: &Bridge, op: &SourceOp) -> Result<GitPin, EngineError> 
     let cancel = CancellationToken::new();
     // Dropping this future ends git too.
     let _cancel = cancel.clone().drop_guard();
-    let git = Git::open(bridge.parts(), &sessions, &source, Arc::new(|_, _| {}), cancel).await?;
+    let git = Git::open(bridge.parts(), &sessions, &source, quiet(bridge), cancel).await?;
     let cx = detached(bridge, &format!("reference {key}"));
     let found = pin(bridge.parts(), &cx, &git, &source).await?;
     bridge.build().git.lock().insert(key, found.clone());
@@ -52,7 +52,7 @@ pub async fn git_objects(bridge: &Bridge, op: &SourceOp) -> Result<GitObjects, E
     let cancel = CancellationToken::new();
     // Dropping this future ends git too.
     let _cancel = cancel.clone().drop_guard();
-    let git = Git::open(bridge.parts(), &sessions(bridge).await, &source, Arc::new(|_, _| {}), cancel).await?;
+    let git = Git::open(bridge.parts(), &sessions(bridge).await, &source, quiet(bridge), cancel).await?;
     let repository = Repository::with(bridge.parts(), &cx, &git, &source, &pin).await?;
     let commit = repository.git.run(&["cat-file", "commit", pin.commit(false)]).await?;
     let tag = match pin.commit {
@@ -72,10 +72,19 @@ pub async fn http(bridge: &Bridge, op: &SourceOp) -> Result<Fetched, EngineError
     if let Some(known) = bridge.build().http.lock().get(&key).cloned() {
         return source.checked(known);
     }
-    let fetched = fetch(bridge.parts(), &sessions(bridge).await, &source, &|_, _| {}).await?;
+    let sessions = sessions(bridge).await;
+    let fetched = match bridge.build().settings.offline {
+        true => last_fetched(bridge.parts(), &sessions, &source).await?,
+        false => fetch(bridge.parts(), &sessions, &source, &|_, _| {}).await?,
+    };
     bridge.build().held.lock().extend(bridge.parts().store.blob(&fetched.digest));
     bridge.build().http.lock().insert(key, fetched.clone());
     Ok(fetched)
+}
+
+/// Says that git's output is not shown, and whether remotes are spoken to.
+fn quiet(bridge: &Bridge) -> (GitLog, bool) {
+    (Arc::new(|_, _| {}), bridge.build().settings.offline)
 }
 
 /// Returns a context for what is looked up outside the graph.

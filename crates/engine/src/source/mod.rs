@@ -13,6 +13,8 @@ pub mod lazy;
 pub mod local;
 pub mod lookup;
 pub mod meta;
+pub mod offline;
+pub mod pins;
 pub mod registry;
 pub mod resolve;
 pub mod stack;

@@ -38,6 +38,18 @@ pub(super) async fn kept(store: &kiln_store::Store, digest: Digest) -> Option<Ve
     tokio::task::spawn_blocking(move || store.read_blob(&digest, limits::MANIFEST).ok()).await.ok().flatten()
 }
 
+/// Returns the descriptor of an index or manifest that is known by its digest alone.
+pub(super) fn described(digest: Digest, bytes: &[u8]) -> Descriptor {
+    let value: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let told = value.get("mediaType").and_then(|kind| kind.as_str());
+    let media_type = match (told, value.get("manifests")) {
+        (Some(told), _) => told,
+        (None, Some(_)) => media::OCI_INDEX,
+        (None, None) => media::OCI_MANIFEST,
+    };
+    Descriptor::new(media_type, digest, bytes.len() as u64)
+}
+
 /// Keeps a document in the store, which saves a question next time; not being able to is no reason to fail.
 pub(super) async fn keep(store: &kiln_store::Store, bytes: &[u8]) {
     let (store, copy) = (store.clone(), bytes.to_vec());

@@ -26,6 +26,7 @@ fn refused() {
             "--network bridge .",
             "network mode \"bridge\" not supported by buildkit - you can define a custom network for your builder using the network driver-opt in buildx create",
         ),
+        ("--pull --offline .", "--offline and --pull contradict each other"),
         ("--label =x .", "invalid key-value pair \"=x\": empty key"),
         ("--shm-size lots .", "invalid --shm-size: invalid size: 'lots'"),
         ("--platform linux/amd64,linux/arm64 .", "building for several platforms at once is not supported"),

@@ -26,6 +26,8 @@ fn frontend_attributes() {
         ("--no-cache", &[("kiln:cache-mounts", "keep"), ("no-cache", "")]),
         ("--no-cache=mounts", &[("kiln:cache-mounts", "empty")]),
         ("--max-age 7d", &[("kiln:max-age", "604800")]),
+        ("--offline", &[("kiln:offline", "true")]),
+        ("--offline=false --pull", &[("image-resolve-mode", "pull")]),
         ("--no-cache=false", &[]),
         ("--no-cache-filter a --no-cache-filter b", &[("kiln:cache-mounts", "keep"), ("no-cache", "a,b")]),
         ("--platform linux/arm/v7", &[("platform", "linux/arm/v7")]),

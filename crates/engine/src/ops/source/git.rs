@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use crate::build::Progress;
 use crate::error::EngineError;
 use crate::parts::{Parts, builds};
-use crate::source::git::{Git, GitPin, GitSource, Repository, checkout, pin};
+use crate::source::git::{Git, GitLog, GitPin, GitSource, Repository, checkout, pin};
 use crate::{keys, layers, session};
 
 /// A repository at a reference.
@@ -32,12 +32,13 @@ impl GitOp {
 
     async fn git(&self, cx: &OpContext) -> Result<Git, EngineError> {
         let progress = Progress::new(cx);
-        let log = Arc::new(move |stream: i32, data: &[u8]| {
+        let offline = progress.offline();
+        let log: GitLog = Arc::new(move |stream: i32, data: &[u8]| {
             // A log that cannot be spooled is no reason to fail.
             let _ = progress.log(stream, data);
         });
         let sessions = session::sessions(&self.parts, cx).await;
-        Git::open(&self.parts, &sessions, &self.source, log, cx.cancel().clone()).await
+        Git::open(&self.parts, &sessions, &self.source, (log, offline), cx.cancel().clone()).await
     }
 
     async fn pinned(&self, cx: &OpContext) -> Result<&GitPin, EngineError> {

@@ -21,7 +21,7 @@ use crate::build::Progress;
 use crate::error::EngineError;
 use crate::parts::{Parts, builds};
 use crate::source::file_attrs::FileAttrs;
-use crate::source::http::{Fetched, HttpSource, fetch};
+use crate::source::http::{Fetched, HttpSource, fetch, last_fetched};
 use crate::source::http_date::format_http_date;
 use crate::{keys, session};
 
@@ -59,8 +59,14 @@ impl Http {
             let progress = Progress::new(cx);
             let (started, id) = (SystemTime::now(), format!("fetching {}", self.source.url));
             let report = |done, total| progress.status(&id, done, total, started, done == total);
+            let work = async {
+                match progress.offline() {
+                    true => last_fetched(&self.parts, &sessions, &self.source).await,
+                    false => fetch(&self.parts, &sessions, &self.source, &report).await,
+                }
+            };
             let fetched = tokio::select! {
-                fetched = fetch(&self.parts, &sessions, &self.source, &report) => fetched?,
+                fetched = work => fetched?,
                 () = cx.cancel().cancelled() => return Err(EngineError::canceled()),
             };
             for build in builds(cx) {

@@ -19,7 +19,8 @@ use crate::parts::{Parts, builds};
 use crate::session;
 use crate::source::fetch::CACHED;
 use crate::source::layout::LayoutImage;
-use crate::source::lookup::named;
+use crate::source::lookup::{Asking, named};
+use crate::source::pins::Pins;
 use crate::source::resolve::{ImageOrigin, ResolvedImage, resolve};
 
 enum Kind {
@@ -98,9 +99,11 @@ impl Image {
         }
     }
 
-    async fn origin(&self, session: Option<Arc<Session>>) -> Result<Arc<dyn ImageOrigin>, EngineError> {
+    async fn origin(&self, session: Option<Arc<Session>>, offline: bool) -> Result<Arc<dyn ImageOrigin>, EngineError> {
         match (&self.kind, session) {
-            (Kind::Registry(reference), session) => named(&self.parts, reference, self.pull, session).await,
+            (Kind::Registry(reference), session) => {
+                named(&self.parts, reference, Asking { pull: self.pull, offline }, session).await
+            }
             (Kind::Layout { layout, digest, .. }, Some(session)) => {
                 Ok(LayoutImage::new(&session, self.parts.store.clone(), layout, self.name.clone(), *digest))
             }
@@ -120,15 +123,19 @@ impl Image {
             let progress = Progress::new(cx);
             let found = loop {
                 let session = self.session(cx).await?;
-                let origin = self.origin(session.clone()).await?;
+                let offline = progress.offline();
+                let origin = self.origin(session.clone(), offline).await?;
                 let work = resolve(origin.as_ref(), &self.platform, self.checksum);
                 match progress.timed(&format!("resolve {}", self.name), work).await {
                     Ok(found) => break found,
                     // Another build's session takes over from one that ended.
                     Err(_) if session::lost(session.as_deref(), &session::open_sessions(&self.parts, cx)) => {}
+                    // A build that may use the network came meanwhile.
+                    Err(_) if offline && !progress.offline() => {}
                     Err(error) => return Err(error),
                 }
             };
+            Pins::new(&self.parts.store).found(&found);
             for build in builds(cx) {
                 build.images.lock().insert(key.clone(), found.clone());
             }

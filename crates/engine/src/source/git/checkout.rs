@@ -10,6 +10,7 @@ use super::identifier::{GitSource, is_commit, redact};
 use super::pin::GitPin;
 use super::repository::Repository;
 use crate::error::EngineError;
+use crate::source::offline::missing;
 
 /// Puts the files of the pinned commit into `dest`. `scratch` is an empty directory on the same file system.
 ///
@@ -47,6 +48,9 @@ pub async fn checkout(
             update => update,
         };
         update.map_err(|e| {
+            if git.is_offline() && e.to_string().contains("not allowed") {
+                return missing(format!("a submodule of {}", source.shown()));
+            }
             EngineError::new(e.class(), format!("failed to update submodules for {}: {e}", source.shown()))
         })?;
         if !source.keep_git_dir {

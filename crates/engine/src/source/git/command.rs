@@ -35,6 +35,7 @@ pub struct Git {
     work_tree: Option<PathBuf>,
     log: GitLog,
     cancel: CancellationToken,
+    offline: bool,
 }
 
 /// What a remote has to be asked with; lives as long as commands may run.
@@ -48,7 +49,7 @@ struct Access {
 }
 
 impl Git {
-    /// Prepares access to the remote of `source` with what the sessions have.
+    /// Prepares access to the remote of `source` with what the sessions have; offline no remote is spoken to.
     ///
     /// # Errors
     /// A session that fails, or an agent that is wanted and not forwarded.
@@ -56,7 +57,7 @@ impl Git {
         parts: &Parts,
         sessions: &[Arc<Session>],
         source: &GitSource,
-        log: GitLog,
+        (log, offline): (GitLog, bool),
         cancel: CancellationToken,
     ) -> Result<Self, EngineError> {
         let mut access =
@@ -82,12 +83,17 @@ impl Git {
             None => ssh.push_str(" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"),
         }
         access.ssh_command = ssh;
-        Ok(Self { access: Arc::new(access), git_dir: None, work_tree: None, log, cancel })
+        Ok(Self { access: Arc::new(access), git_dir: None, work_tree: None, log, cancel, offline })
     }
 
     /// Names the credentials, so that what was fetched with them is kept apart.
     pub fn identity(&self) -> Option<Digest> {
         self.access.identity
+    }
+
+    /// Tells whether no remote is spoken to.
+    pub fn is_offline(&self) -> bool {
+        self.offline
     }
 
     /// Returns the same for a repository.
@@ -124,6 +130,9 @@ impl Git {
             .env("HOME", "/dev/null")
             .env("LC_ALL", "C")
             .env("GIT_SSH_COMMAND", &self.access.ssh_command);
+        if self.offline {
+            command.env("GIT_ALLOW_PROTOCOL", "file");
+        }
         if let Some(agent) = &self.access.agent {
             command.env("SSH_AUTH_SOCK", OsString::from(agent.path()));
         }

@@ -3,6 +3,7 @@
 use kiln_llb::GitUrl;
 use kiln_llb::attr;
 use kiln_llb::op::SourceOp;
+use kiln_stdx::{Digest, StableHasher};
 
 use crate::error::EngineError;
 use crate::source::blob::BlobSource;
@@ -126,6 +127,15 @@ impl GitSource {
         text
     }
 
+    /// Names what is remembered of the reference. Answers to other credentials are not for this one.
+    pub fn memory_key(&self, identity: Option<Digest>) -> Digest {
+        StableHasher::new("kiln.git.pin.v1")
+            .str("remote", &self.remote)
+            .str("reference", &self.git_ref)
+            .str("login", &identity.map(|login| login.to_string()).unwrap_or_default())
+            .finish()
+    }
+
     /// Returns the address for messages, without credentials.
     pub fn shown(&self) -> String {
         redact(&self.remote)
@@ -226,6 +236,16 @@ mod tests {
         let kept = source("git://h/x#:sub", &[("git.keepgitdir", "true"), ("git.skipsubmodules", "true")]).unwrap();
         assert_eq!(plain.key("c0ffee", "refs/heads/main"), "c0ffee");
         assert_eq!(kept.key("c0ffee", "refs/heads/main"), "c0ffee.git#refs/heads/main:sub(skip-submodules)");
+    }
+
+    #[test]
+    fn what_is_remembered_is_for_one_reference_and_login() {
+        let key = |id: &str, login: Option<&str>| source(id, &[]).unwrap().memory_key(login.map(Digest::of));
+        let plain = key("git://h/x#main", None);
+        assert_eq!(plain, key("git://h/x#main:sub", None));
+        for other in [key("git://h/x", None), key("git://h/y#main", None), key("git://h/x#main", Some("me"))] {
+            assert_ne!(plain, other);
+        }
     }
 
     #[test]

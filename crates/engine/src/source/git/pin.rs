@@ -1,13 +1,14 @@
 //! From the name of a reference to the commit it leads to now.
 
 use kiln_stdx::ErrorClass;
+use serde::{Deserialize, Serialize};
 
 use super::command::Git;
 use super::identifier::{GitSource, is_commit};
 use crate::error::EngineError;
 
 /// What a reference leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GitPin {
     /// Its whole name, `refs/heads/main`, or the commit itself.
     pub reference: String,
@@ -27,11 +28,11 @@ impl GitPin {
     }
 }
 
-/// Finds what the reference of `source` leads to. Asks the remote unless it is a commit.
+/// Returns what the reference of `source` leads to where the source itself says that.
 ///
 /// # Errors
-/// The remote cannot be asked, has no such reference, or leads elsewhere than the checksum says.
-pub async fn pin(git: &Git, source: &GitSource) -> Result<GitPin, EngineError> {
+/// It contradicts itself.
+pub fn given(source: &GitSource) -> Result<Option<GitPin>, EngineError> {
     if is_commit(&source.git_ref) {
         if let Some(wanted) = &source.checksum
             && !source.git_ref.starts_with(wanted.as_str())
@@ -39,7 +40,8 @@ pub async fn pin(git: &Git, source: &GitSource) -> Result<GitPin, EngineError> {
             let text = format!("expected checksum to match {wanted}, got {}", source.git_ref);
             return Err(EngineError::user(text));
         }
-        return Ok(GitPin { reference: source.git_ref.clone(), object: source.git_ref.clone(), commit: None });
+        let (reference, object) = (source.git_ref.clone(), source.git_ref.clone());
+        return Ok(Some(GitPin { reference, object, commit: None }));
     }
     if let (true, Some(commit)) = (source.fetch_by_commit, &source.checksum) {
         let reference = match source.git_ref.as_str() {
@@ -47,7 +49,18 @@ pub async fn pin(git: &Git, source: &GitSource) -> Result<GitPin, EngineError> {
             name if name.starts_with("refs/") => name.to_owned(),
             name => format!("refs/heads/{name}"),
         };
-        return Ok(GitPin { reference, object: commit.clone(), commit: None });
+        return Ok(Some(GitPin { reference, object: commit.clone(), commit: None }));
+    }
+    Ok(None)
+}
+
+/// Finds what the reference of `source` leads to. Asks the remote unless it is a commit.
+///
+/// # Errors
+/// The remote cannot be asked, has no such reference, or leads elsewhere than the checksum says.
+pub async fn pin(git: &Git, source: &GitSource) -> Result<GitPin, EngineError> {
+    if let Some(given) = given(source)? {
+        return Ok(given);
     }
     let name = match source.git_ref.as_str() {
         "" => default_branch(git, source).await?,
@@ -58,6 +71,14 @@ pub async fn pin(git: &Git, source: &GitSource) -> Result<GitPin, EngineError> {
     let listing = listing.map_err(|e| failed(source, &e))?;
     let pin = choose(&String::from_utf8_lossy(&listing), &name)
         .ok_or_else(|| EngineError::user(format!("repository does not contain ref {name}")))?;
+    checked(source, pin)
+}
+
+/// Returns what was found if it is what the checksum names.
+///
+/// # Errors
+/// It is not.
+pub fn checked(source: &GitSource, pin: GitPin) -> Result<GitPin, EngineError> {
     match &source.checksum {
         Some(wanted)
             if !pin.object.starts_with(wanted.as_str())

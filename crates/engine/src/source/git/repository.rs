@@ -13,6 +13,7 @@ use super::pin::{GitPin, failed};
 use crate::error::EngineError;
 use crate::layers;
 use crate::parts::Parts;
+use crate::source::offline::missing;
 
 /// A repository with the commit that is wanted; nobody else uses it meanwhile.
 pub struct Repository {
@@ -69,6 +70,9 @@ impl Repository {
         }
         if self.has(&pin.object).await? {
             return Ok(());
+        }
+        if self.git.is_offline() {
+            return Err(missing(format!("commit {} of {}", pin.object, source.shown())));
         }
         // A lock of a fetch that was killed; the mount is this build's alone.
         let _ = std::fs::remove_file(self.dir.join("shallow.lock"));
