@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kiln_llb::op::SourceOp;
-use kiln_llb::{Graph, Op, attr};
+use kiln_llb::{Graph, Op, Vertex, attr};
 use kiln_oci::{Descriptor, Platform, Reference};
 use kiln_session::attrs;
 use kiln_stdx::Digest;
@@ -93,13 +93,17 @@ pub fn check(request: &SolveRequest) -> Result<(), EngineError> {
 /// # Errors
 /// Something is missing, or cannot be looked for.
 pub async fn look_for_sources(bridge: &Bridge, graph: &Graph) -> Result<(), EngineError> {
+    let place = |vertex: &Digest| bridge.build().locations(vertex).into_iter().next();
     let mut errors = Vec::new();
     for vertex in graph.vertices() {
         let Op::Source(source) = &vertex.op else { continue };
         match look_for(bridge, source, vertex.platform.as_ref()).await {
             Err(mut error) if is_missing(&error) => {
                 error.vertex = Some(vertex.digest);
-                error.source_location = bridge.build().locations(&vertex.digest).into_iter().next().map(Box::new);
+                // A source may have no place of its own, but what reads it has.
+                let reads = |v: &&Arc<Vertex>| v.inputs.iter().any(|edge| edge.vertex == vertex.digest);
+                let readers = || graph.vertices().iter().filter(reads).find_map(|reader| place(&reader.digest));
+                error.source_location = place(&vertex.digest).or_else(readers).map(Box::new);
                 errors.push(error);
             }
             // Whatever else is wrong, the operation says it if it comes to that.
