@@ -119,7 +119,7 @@ impl Plan {
             }
             diagnostics.extend(self.link_commands(file).into_iter().map(Diagnostic::from));
             diagnostics.extend(self.graph.cycles());
-            diagnostics.extend(self.graph.nodes.iter().filter_map(|node| reference(node)?.err()).map(Diagnostic::from));
+            diagnostics.extend(self.graph.name_bases().into_iter().map(Diagnostic::from));
         }
         if !diagnostics.is_empty() {
             diagnostics.sort_by_key(Diagnostic::line);
@@ -180,6 +180,7 @@ impl Plan {
             steps: if replaced.is_some() { 0 } else { steps },
             no_cache: replaced.is_none() && options.no_cache.covers(name.unwrap_or_default()),
             replaced,
+            reference: None,
             parent,
             commands: Vec::new(),
             implicit: false,
@@ -313,7 +314,7 @@ impl Plan {
         }
         let platform = node.platform.clone().unwrap_or_else(|| target.clone());
         let lines = node.lines.unwrap_or_default();
-        let Some(reference) = reference(node).transpose()? else { return Ok(()) };
+        let Some(reference) = node.reference.clone() else { return Ok(()) };
         if let Some(context) = named::find(options, &reference.to_string(), Some(&platform), lines)? {
             self.graph.nodes[id].platform = Some(platform);
             return self.use_context(id, context, options, resolved);
@@ -412,26 +413,17 @@ impl Plan {
             commands.push(self.graph.link(Arc::new(instruction), true, '\\').map_err(at)?);
         }
         let grown = commands.iter().any(|c| c.sources.iter().any(Option::is_some));
+        let mut diagnostics: Vec<Diagnostic> = self.graph.name_bases().into_iter().map(Diagnostic::from).collect();
+        if !diagnostics.is_empty() {
+            diagnostics.truncate(diag::MOST);
+            return Err(DockerfileError { diagnostics, warnings: Vec::new() });
+        }
         let node = &mut self.graph.nodes[id];
         node.triggered = true;
         node.steps += commands.len();
         node.commands.splice(0..0, commands);
         Ok(grown)
     }
-}
-
-/// Returns the image a node names; none for scratch, for what continues a stage and for what a context replaces.
-fn reference(node: &Node) -> Option<Outcome<Reference>> {
-    if node.parent.is_some() || node.replaced.is_some() || node.base_name == "scratch" {
-        return None;
-    }
-    Some(Reference::parse(&node.base_name).map_err(|e| {
-        let fault = Fault::new(format!("failed to parse stage name {}: {e}", crate::gofmt::quote(&node.base_name)));
-        match node.lines {
-            Some(lines) => fault.at(lines),
-            None => fault,
-        }
-    }))
 }
 
 /// Returns the platform a base image was made for, where it is one of the builder's.

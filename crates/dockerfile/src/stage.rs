@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use kiln_oci::{ImageConfig, Platform};
+use kiln_oci::{ImageConfig, Platform, Reference};
 
 use crate::ast::{Instruction, Kind};
 use crate::diag::{self, Diagnostic, Fault, Outcome};
@@ -34,6 +34,8 @@ pub(crate) struct Node {
     pub platform: Option<Platform>,
     /// The context that replaces the whole stage.
     pub replaced: Option<NamedContext>,
+    /// The image that the name means; none for scratch, for what continues a stage and for what a context replaces.
+    pub reference: Option<Reference>,
     /// The stage it continues.
     pub parent: Option<NodeId>,
     pub commands: Vec<Command>,
@@ -143,6 +145,32 @@ impl Graph {
         Ok(Command { instruction, sources, onbuild })
     }
 
+    /// Reads the names of base images that were not read yet, and returns what is wrong with them.
+    pub fn name_bases(&mut self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        for node in &mut self.nodes {
+            if node.reference.is_some()
+                || node.parent.is_some()
+                || node.replaced.is_some()
+                || node.base_name == "scratch"
+            {
+                continue;
+            }
+            match Reference::parse(&node.base_name) {
+                Ok(reference) => node.reference = Some(reference),
+                Err(e) => {
+                    let name = crate::gofmt::quote(&node.base_name);
+                    let fault = Fault::new(format!("failed to parse stage name {name}: {e}"));
+                    faults.push(match node.lines {
+                        Some(lines) => fault.at(lines),
+                        None => fault,
+                    });
+                }
+            }
+        }
+        faults
+    }
+
     fn copy_source(&mut self, from: &str, lines: Lines, escape: char) -> Outcome<NodeId> {
         let literal = WordLexer::new(escape).expand(from, &NoVars).map_err(Fault::new)?;
         if literal.text != from {
@@ -171,6 +199,7 @@ impl Graph {
             used_args: BTreeSet::new(),
             platform: None,
             replaced: None,
+            reference: None,
             parent: None,
             commands: Vec::new(),
             implicit: true,
