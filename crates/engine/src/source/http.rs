@@ -40,11 +40,8 @@ const HOST_TOKEN: &str = "HTTP_AUTH_TOKEN_";
 #[derive(Debug, Clone, Default)]
 pub struct HttpSource {
     pub url: String,
-    /// Name of the file in the result; by the server or the address when absent.
-    pub filename: Option<String>,
-    pub mode: Option<u32>,
-    pub uid: u32,
-    pub gid: u32,
+    /// The file in the result; its name is by the server or the address when absent.
+    pub file: FileAttrs,
     pub checksum: Option<Digest>,
     /// The secret whose value is the `Authorization` header.
     pub auth_secret: Option<String>,
@@ -75,7 +72,6 @@ impl HttpSource {
             // Building without the check that was asked for would be worse than not building.
             return Err(EngineError::user("signatures of downloads cannot be checked by this engine"));
         }
-        let file = FileAttrs::new(op)?;
         let headers = op.attrs.iter().filter_map(|(key, value)| {
             let name = key.strip_prefix(attr::HTTP_HEADER_PREFIX)?.to_lowercase();
             matches!(name.as_str(), "accept" | "user-agent").then(|| (name, value.clone()))
@@ -83,10 +79,7 @@ impl HttpSource {
         let checksum = op.attr(attr::HTTP_CHECKSUM).map(|v| v.parse().map_err(|_| bad(attr::HTTP_CHECKSUM)));
         Ok(Self {
             url: op.identifier.clone(),
-            filename: file.name,
-            mode: file.mode,
-            uid: file.uid,
-            gid: file.gid,
+            file: FileAttrs::new(op)?,
             checksum: checksum.transpose()?,
             auth_secret: op.attr(attr::HTTP_AUTH_HEADER_SECRET).map(str::to_owned),
             headers: headers.collect(),
@@ -102,14 +95,14 @@ impl HttpSource {
 
     /// Returns the file's name when only the address is known.
     pub fn plain_name(&self) -> String {
-        file_name(self.filename.as_deref(), None, &self.url)
+        file_name(self.file.name.as_deref(), None, &self.url)
     }
 
     /// Names the file within one build.
     pub fn key(&self) -> Digest {
         StableHasher::new("kiln.http.file.v1")
             .digest("answer", &self.memory_key(None))
-            .str("name", self.filename.as_deref().unwrap_or_default())
+            .str("name", self.file.name.as_deref().unwrap_or_default())
             .finish()
     }
 
@@ -196,7 +189,7 @@ impl Fetched {
 impl HttpSource {
     /// Returns an answer under the name that the file is to have, if it is what the checksum names.
     fn presented(&self, mut answer: Fetched) -> Result<Fetched, EngineError> {
-        if let Some(name) = &self.filename {
+        if let Some(name) = &self.file.name {
             answer.filename = safe(name);
         }
         self.checked(answer)

@@ -11,7 +11,7 @@ use kiln_stdx::Digest;
 use kiln_store::ImmutableRef;
 use serde::Serialize;
 
-use super::one_file::one_file;
+use super::one_file::{FileKey, one_file};
 use crate::error::EngineError;
 use crate::keys;
 use crate::parts::Parts;
@@ -42,12 +42,8 @@ impl BlobOp {
 #[serde(rename_all = "PascalCase")]
 struct Key<'a> {
     digest: Digest,
-    filename: &'a str,
-    perm: u32,
-    #[serde(rename = "UID")]
-    uid: u32,
-    #[serde(rename = "GID")]
-    gid: u32,
+    #[serde(flatten)]
+    file: FileKey<'a>,
 }
 
 #[async_trait]
@@ -55,10 +51,7 @@ impl Op<ImmutableRef> for BlobOp {
     async fn cache_map(&self, _: &OpContext) -> Result<CacheMap, OpError> {
         let key = Key {
             digest: self.source.digest,
-            filename: self.attrs.name.as_deref().unwrap_or_default(),
-            perm: self.attrs.mode.unwrap_or(0),
-            uid: self.attrs.uid,
-            gid: self.attrs.gid,
+            file: FileKey::new(self.attrs.name.as_deref().unwrap_or_default(), &self.attrs),
         };
         let digest = Digest::of(to_ordered_json("blob key", &key).map_err(EngineError::from)?);
         let record =

@@ -16,11 +16,10 @@ use kiln_store::ImmutableRef;
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
-use super::one_file::one_file;
+use super::one_file::{FileKey, one_file};
 use crate::build::Progress;
 use crate::error::EngineError;
 use crate::parts::{Parts, builds};
-use crate::source::file_attrs::FileAttrs;
 use crate::source::http::{Fetched, HttpSource, fetch, last_fetched};
 use crate::source::http_date::format_http_date;
 use crate::{keys, session};
@@ -88,7 +87,7 @@ impl Http {
             }
             ingest.write_all(&piece?)?;
         }
-        let filename = self.source.filename.clone().unwrap_or_else(|| "context".to_owned());
+        let filename = self.source.file.name.clone().unwrap_or_else(|| "context".to_owned());
         Ok(Fetched::uploaded(ingest.commit()?.digest(), filename))
     }
 
@@ -106,12 +105,8 @@ impl Http {
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Key<'a> {
-    filename: &'a str,
-    perm: u32,
-    #[serde(rename = "UID")]
-    uid: u32,
-    #[serde(rename = "GID")]
-    gid: u32,
+    #[serde(flatten)]
+    file: FileKey<'a>,
     checksum: Digest,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_mod_time: Option<String>,
@@ -140,10 +135,7 @@ impl Op<ImmutableRef> for Http {
         let (checksum, filename, last_modified) = self.known(cx).await?;
         let source = &self.source;
         let key = Key {
-            filename: &filename,
-            perm: source.mode.unwrap_or(0),
-            uid: source.uid,
-            gid: source.gid,
+            file: FileKey::new(&filename, &source.file),
             checksum,
             last_mod_time: last_modified.map(format_http_date),
             auth_header_secret: source.auth_secret.as_deref(),
@@ -163,8 +155,7 @@ impl Op<ImmutableRef> for Http {
         };
         let gone = || EngineError::new(ErrorClass::Damage, "a downloaded file is gone");
         let blob = self.parts.store.blob(&fetched.digest).ok_or_else(gone)?;
-        let (mode, uid, gid) = (self.source.mode, self.source.uid, self.source.gid);
-        let meta = FileAttrs { name: None, mode, uid, gid }.meta(fetched.last_modified.unwrap_or(0));
+        let meta = self.source.file.meta(fetched.last_modified.unwrap_or(0));
         let description = format!("http url {}", self.source.url);
         Ok(vec![one_file(&self.parts, blob, filename, meta, description).await?])
     }
@@ -172,7 +163,25 @@ impl Op<ImmutableRef> for Http {
 
 #[cfg(test)]
 mod tests {
-    use super::canonical;
+    use super::*;
+    use crate::source::file_attrs::FileAttrs;
+
+    #[test]
+    fn the_key_is_the_one_that_other_builders_have() {
+        let file = FileAttrs { name: None, mode: Some(0o644), uid: 1, gid: 2 };
+        let key = Key {
+            file: FileKey::new("f", &file),
+            checksum: Digest::of(""),
+            last_mod_time: None,
+            auth_header_secret: Some("s"),
+            header: vec![Header { name: canonical("accept"), value: "x" }],
+        };
+        let wanted = format!(
+            r#"{{"Filename":"f","Perm":420,"UID":1,"GID":2,"Checksum":"{}","AuthHeaderSecret":"s","Header":[{{"Name":"Accept","Value":"x"}}]}}"#,
+            Digest::of("")
+        );
+        assert_eq!(String::from_utf8_lossy(&to_ordered_json("key", &key).unwrap()), wanted);
+    }
 
     #[test]
     fn header_names_are_in_the_usual_case() {
