@@ -40,8 +40,8 @@ pub struct FrontendOptions {
     pub request_id: Option<String>,
     /// Capabilities the client insists on.
     pub caps: Vec<String>,
-    /// Caches to import: type and attributes.
-    pub cache_imports: Vec<(String, BTreeMap<String, String>)>,
+    /// Caches of registries to import, by the option of older clients. Those of `cache-imports` are in the request itself.
+    pub cache_from: Vec<String>,
     /// Attestations by type, with their attributes as one text.
     pub attestations: BTreeMap<String, String>,
     /// The frontend that `BUILDKIT_SYNTAX` asks for instead of the file's directive.
@@ -107,7 +107,7 @@ impl FrontendOptions {
             keep_git_dir: parse_bool(&text("build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR")) == Some(true),
             request_id: attrs.get("requestid").filter(|r| !r.is_empty()).cloned(),
             caps: text("frontend.caps").split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect(),
-            cache_imports: cache_imports(attrs)?,
+            cache_from: cache_from(attrs)?,
             attestations: family(attrs, "attest:"),
             syntax: attrs.get("build-arg:BUILDKIT_SYNTAX").filter(|s| !s.is_empty()).cloned(),
             input_configs: input_configs(attrs)?,
@@ -313,24 +313,21 @@ fn valid_cpuset(text: &str) -> bool {
     })
 }
 
-fn cache_imports(attrs: &BTreeMap<String, String>) -> Outcome<Vec<(String, BTreeMap<String, String>)>> {
+/// Returns the references of `cache-from`. The list of `cache-imports` is checked only.
+fn cache_from(attrs: &BTreeMap<String, String>) -> Outcome<Vec<String>> {
     #[derive(serde::Deserialize)]
     struct Entry {
         #[serde(rename = "Type", default)]
-        kind: String,
+        _kind: String,
         #[serde(rename = "Attrs", default)]
-        attrs: Option<BTreeMap<String, String>>,
+        _attrs: Option<BTreeMap<String, String>>,
     }
-    let mut out = Vec::new();
     if let Some(text) = attrs.get("cache-imports").filter(|t| !t.is_empty()) {
-        let entries: Vec<Entry> = serde_json::from_str(text)
-            .map_err(|e| Fault::new(format!("failed to unmarshal cache-imports ({}): {e}", quote(text))))?;
-        out.extend(entries.into_iter().map(|e| (e.kind, e.attrs.unwrap_or_default())));
+        let checked: Result<Vec<Entry>, _> = serde_json::from_str(text);
+        checked.map_err(|e| Fault::new(format!("failed to unmarshal cache-imports ({}): {e}", quote(text))))?;
     }
-    for reference in attrs.get("cache-from").filter(|t| !t.is_empty()).into_iter().flat_map(|t| t.split(',')) {
-        out.push(("registry".to_owned(), BTreeMap::from([("ref".to_owned(), reference.to_owned())])));
-    }
-    Ok(out)
+    let references = attrs.get("cache-from").map_or("", String::as_str).split(',').filter(|name| !name.is_empty());
+    Ok(references.map(str::to_owned).collect())
 }
 
 /// Reads `input-metadata:<name>`: a JSON object of base64 texts, one of which is the image config.

@@ -18,7 +18,7 @@ fn options_are_read() {
         ("ulimit", "nofile=10:20"),
         ("memory", "1024"),
         ("context:base", "docker-image://debian"),
-        ("cache-from", "r.test/c"),
+        ("cache-from", "r.test/c,,d"),
         ("cache-imports", r#"[{"Type":"local","Attrs":{"src":"/c"}},{"Type":"gha"}]"#),
         ("input-metadata:base", r#"{"containerimage.config":"eyJvcyI6ImxpbnV4IiwiYXJjaGl0ZWN0dXJlIjoiYXJtNjQifQ=="}"#),
         ("build-arg:BUILDKIT_SANDBOX_HOSTNAME", "box"),
@@ -32,7 +32,7 @@ fn options_are_read() {
     assert_eq!(hosts, ["db=10.0.0.1", "v6=::1"]);
     assert_eq!(options.build.ulimits[0].hard, 20);
     assert_eq!(options.build.linux_resources.as_ref().unwrap().memory, 1024);
-    assert_eq!(options.cache_imports.len(), 3);
+    assert_eq!(options.cache_from, ["r.test/c", "d"]);
     assert_eq!(options.input_configs["base"].architecture, "arm64");
     assert_eq!(options.build.hostname, "box");
     assert_eq!(options.build.contexts["base"], "docker-image://debian");

@@ -1,5 +1,7 @@
 //! The built-in Dockerfile frontend: reads the file, plans, looks up what the plan wants, lowers, solves.
 
+use std::collections::BTreeMap;
+
 use kiln_dockerfile::subrequest;
 use kiln_dockerfile::{
     BuildOptions, Diagnostic, DockerfileError, FrontendOptions, Lowered, MainContext, NoCache, Resolved, ResolvedImage,
@@ -16,7 +18,7 @@ use crate::build::CacheMounts;
 use crate::error::{EngineError, Location, Unsupported};
 use crate::events::{Event, WarningEvent};
 use crate::inspect;
-use crate::request::FrontendRequest;
+use crate::request::{CacheSpec, FrontendRequest};
 use crate::sbom;
 use crate::source::{lookup, offline};
 
@@ -30,11 +32,11 @@ const PLACES: usize = 32 << 10;
 /// # Errors
 /// A file that is missing or wrong, a base image that cannot be had, options that contradict each other.
 pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendResult, EngineError> {
-    let question = request.attrs.get("requestid").map(String::as_str).filter(|id| !id.is_empty());
+    let options = super::options::parse(request, &bridge.build().settings.session)?;
+    let question = options.request_id.as_deref();
     if question == Some(subrequest::DESCRIBE) {
         return Ok(FrontendResult { metadata: subrequest::describe(), ..FrontendResult::default() });
     }
-    let options = super::options::parse(request, &bridge.build().settings.session)?;
     let mut files = Files::new(request, &options)?;
     bridge.set_slots(slots(request, &options.platforms));
     bridge.build().circumstances.lock().no_cache = match &options.build.no_cache {
@@ -45,8 +47,9 @@ pub async fn run(bridge: &Bridge, request: &FrontendRequest) -> Result<FrontendR
         }
         NoCache::None => None,
     };
-    for import in super::options::cache_from(&request.attrs) {
-        crate::cache::import(bridge, &import).await?;
+    for name in &options.cache_from {
+        let attrs = BTreeMap::from([("ref".to_owned(), name.clone())]);
+        crate::cache::import(bridge, &CacheSpec { kind: "registry".to_owned(), attrs }).await?;
     }
     let source = read_dockerfile(bridge, &mut files).await?;
     if let Some((image, line)) = super::other_syntax(request, &source.text) {
@@ -101,7 +104,7 @@ impl Task<'_> {
         let Self { bridge, options, source, .. } = self;
         let (platforms, multi) = (&options.platforms, options.build.multi_platform);
         let mut result = FrontendResult::default();
-        let mut refs = std::collections::BTreeMap::new();
+        let mut refs = BTreeMap::new();
         let mut names = Vec::new();
         let wanted: Vec<Option<Platform>> =
             if platforms.is_empty() { vec![None] } else { platforms.iter().cloned().map(Some).collect() };
@@ -420,7 +423,7 @@ async fn answer(
 async fn policed_name(bridge: &Bridge, image: &kiln_dockerfile::WantedImage) -> Result<String, EngineError> {
     let scheme = if image.layout.is_some() { "oci-layout://" } else { "docker-image://" };
     let identifier = format!("{scheme}{}", image.reference);
-    let source = kiln_llb::op::SourceOp { identifier, attrs: std::collections::BTreeMap::new() };
+    let source = kiln_llb::op::SourceOp { identifier, attrs: BTreeMap::new() };
     let source = bridge.policed_source(source, Some(image.platform.clone())).await?;
     Ok(source.identifier.strip_prefix(scheme).unwrap_or(&image.reference).to_owned())
 }

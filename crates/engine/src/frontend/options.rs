@@ -10,7 +10,7 @@ use kiln_oci::Platform;
 use crate::bridge::Bridge;
 use crate::error::{EngineError, Unsupported};
 use crate::inspect;
-use crate::request::{CacheSpec, FrontendRequest};
+use crate::request::FrontendRequest;
 
 type Attrs = BTreeMap<String, String>;
 
@@ -40,10 +40,6 @@ pub struct Files {
     dockerfile: Option<Definition>,
     /// Sessions of single directories, by the directory's name.
     sessions: Attrs,
-}
-
-fn text<'a>(attrs: &'a Attrs, name: &str) -> Option<&'a str> {
-    attrs.get(name).map(String::as_str).filter(|v| !v.is_empty())
 }
 
 impl Files {
@@ -152,16 +148,6 @@ fn check_caps(caps: &[String]) -> Result<(), EngineError> {
     }
 }
 
-/// Returns the caches that an option of older clients names: references, with commas between them.
-pub fn cache_from(attrs: &Attrs) -> Vec<CacheSpec> {
-    let references = text(attrs, "cache-from").unwrap_or_default().split(',').filter(|name| !name.is_empty());
-    let registry = |name: &str| CacheSpec {
-        kind: "registry".to_owned(),
-        attrs: Attrs::from([("ref".to_owned(), name.to_owned())]),
-    };
-    references.map(registry).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,14 +170,6 @@ mod tests {
         let error = check("moby.buildkit.frontend.inputs,x.y").unwrap_err();
         let wanted = Unsupported::Capability("x.y".to_owned());
         assert_eq!(error.further().unwrap().unsupported, Some(wanted));
-    }
-
-    #[test]
-    fn caches_by_the_old_option() {
-        let found = cache_from(&attrs(&[("cache-from", "a/b:1,c")]));
-        let names: Vec<&str> = found.iter().map(|spec| spec.attrs["ref"].as_str()).collect();
-        assert_eq!(names, ["a/b:1", "c"]);
-        assert!(cache_from(&attrs(&[])).is_empty());
     }
 
     #[test]
