@@ -12,8 +12,8 @@ pub enum LlbError {
     #[error("invalid LLB with {0} vertexes")]
     TooFew(usize),
     /// More operations than `limits::LLB_OPS`.
-    #[error("the build graph has {0} operations, more than the {max} that are allowed", max = kiln_stdx::limits::LLB_OPS)]
-    TooMany(usize),
+    #[error("the build graph has more than {max} operations, which is the most it may have", max = kiln_stdx::limits::LLB_OPS)]
+    TooMany,
     /// The bytes are no message.
     #[error("failed to parse llb proto op {index}: {cause}")]
     Decode { index: usize, cause: String },

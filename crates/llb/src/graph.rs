@@ -83,7 +83,7 @@ impl Graph {
     /// Anything that breaks the rules of the format; see [`LlbError`].
     pub fn load(definition: &Definition, options: &LoadOptions) -> Result<Self, LlbError> {
         if definition.ops.len() > options.max_ops {
-            return Err(LlbError::TooMany(definition.ops.len()));
+            return Err(LlbError::TooMany);
         }
         if options.check_caps {
             check_caps(&definition.metadata)?;

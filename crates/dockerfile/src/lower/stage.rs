@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use kiln_llb::LlbError;
 use kiln_llb::builder::{EnvList, ImageOptions, Meta, Output};
 use kiln_llb::op::NetMode;
 use kiln_oci::{ImageConfig, Platform};
@@ -187,11 +188,7 @@ impl Lowering<'_> {
             }
             // Before the rest of a huge file is gone through for nothing.
             if self.builder.operations() > limits::LLB_OPS {
-                let text = format!(
-                    "the build graph has more than {} operations, which is the most it may have",
-                    limits::LLB_OPS
-                );
-                return Err(self.point(Fault::new(text), command.instruction.lines));
+                return Err(self.point(Fault::new(LlbError::TooMany.to_string()), command.instruction.lines));
             }
         }
         for (name, slot) in scope::NOT_ENV.into_iter().zip([&mut stage.scan_context, &mut stage.scan_stage]) {

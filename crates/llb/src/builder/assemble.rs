@@ -22,7 +22,7 @@ impl Builder {
     pub fn definition(&self, output: Output) -> Result<Definition, LlbError> {
         let Some((head, index)) = output.0 else { return Ok(Definition::default()) };
         if self.nodes.len() > kiln_stdx::limits::LLB_OPS {
-            return Err(LlbError::TooMany(self.nodes.len()));
+            return Err(LlbError::TooMany);
         }
         let order = self.order(head as usize);
         let encoded = self.encode_nodes(&order);
