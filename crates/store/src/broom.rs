@@ -48,9 +48,7 @@ impl Drop for Broom {
 
 fn work(victims: &Receiver<PathBuf>) {
     while let Ok(victim) = victims.recv() {
-        if let Err(e) = disk::remove_tree(&victim) {
-            tracing::warn!(path = %victim.display(), error = %e, "cannot remove");
-        }
+        disk::remove_or_warn(&victim);
     }
 }
 

@@ -112,6 +112,13 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes whatever is at `path` as far as that goes; what stays is logged.
+pub(crate) fn remove_or_warn(path: &Path) {
+    if let Err(e) = remove_tree(path) {
+        tracing::warn!(path = %path.display(), error = %e, "cannot remove");
+    }
+}
+
 fn open_up(dir: &Path) {
     let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

@@ -28,6 +28,7 @@ mod images;
 mod layer;
 mod layout;
 mod local;
+mod lock;
 mod lru;
 mod meta;
 mod mounts;

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,7 +12,6 @@ use kiln_oci::ChainId;
 use kiln_snapshot::{LayerManifest, Tree};
 use kiln_stdx::{Clock, SystemClock};
 use parking_lot::Mutex;
-use rustix::fs::FlockOperation;
 
 use crate::blob::BlobTable;
 use crate::contenthash::{ContentCache, SumCache};
@@ -91,7 +89,7 @@ pub(crate) struct Inner {
     /// The thread that clears what earlier sessions left, until somebody has waited for it.
     sweeping: Mutex<Option<JoinHandle<()>>>,
     /// Held as long as the store is open. The last field: everything else is closed before another may come in.
-    _lock: [fs::File; 2],
+    _lock: crate::lock::StoreLock,
 }
 
 impl Store {
@@ -118,7 +116,7 @@ impl Store {
     pub fn open(config: StoreConfig) -> Result<Store> {
         let layout = Layout { root: config.root.clone() };
         create_root(&layout.root)?;
-        let lock = take_lock(&layout)?;
+        let lock = crate::lock::StoreLock::take(&layout)?;
         let log = RepairLog::new(config.clock.clone());
         check_version(&layout, &log)?;
         for dir in Layout::DIRS {
@@ -250,10 +248,7 @@ impl Inner {
 
     /// Moves a directory out of the way at once and deletes it.
     pub fn discard(&self, path: &Path) {
-        let victim = self.put_aside(path);
-        if let Err(e) = disk::remove_tree(&victim) {
-            tracing::warn!(path = %victim.display(), error = %e, "cannot remove");
-        }
+        disk::remove_or_warn(&self.put_aside(path));
     }
 }
 
@@ -262,37 +257,6 @@ fn create_root(root: &Path) -> Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(root).at("create", root)?;
     }
     Ok(())
-}
-
-/// Locks the root directory, which cannot be deleted under a running engine as a lock file can; the file `lock` names
-/// the holder, and is locked too for whoever looks there.
-fn take_lock(layout: &Layout) -> Result<[fs::File; 2]> {
-    let path = layout.lock();
-    let dir = fs::File::open(&layout.root).at("open", &layout.root)?;
-    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            let _ = fs::File::open(&path).and_then(|file| file.take(32).read_to_string(&mut holder));
-            let holder = holder.trim();
-            let plain = !holder.is_empty() && holder.bytes().all(|b| b.is_ascii_digit());
-            let holder = if plain { holder.to_owned() } else { "unknown".to_owned() };
-            return Err(StoreError::Locked { root: layout.root.clone(), holder });
-        }
-        Err(e) => return Err(e).at("lock", &layout.root),
-    }
-    if fs::symlink_metadata(&path).is_ok_and(|m| !m.is_file()) {
-        disk::remove_tree(&path).at("remove", &path)?;
-    }
-    let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(&path).at("open", &path)?;
-    let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-    // Only for the message above; that it cannot be written (disk full) is no reason not to run.
-    let _ = file.set_len(0);
-    let _ = file.rewind();
-    let _ = writeln!(file, "{}", std::process::id());
-    Ok([dir, file])
 }
 
 fn check_version(layout: &Layout, log: &RepairLog) -> Result<()> {

@@ -6,7 +6,6 @@ mod common;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::sync::Mutex;
 
 use common::{inspect, open, reference, work};
 
@@ -79,12 +78,7 @@ fn aftermath(root: &Path, fault: &str) {
     assert!(store.image("example.com/app:v1").unwrap().is_some());
 }
 
-/// Held by the test that starts children: one that has not begun yet has a copy of every open file, the lock of the
-/// other test's store among them.
-static STARTING: Mutex<()> = Mutex::new(());
-
 fn at_every_point(action: &str, retry: bool) {
-    let _turn = STARTING.lock();
     for &(point, most) in POINTS {
         for nth in 1..=most {
             let dir = tempfile::tempdir().unwrap();
@@ -104,7 +98,6 @@ fn killed_at_every_point() {
 
 #[test]
 fn an_error_at_every_point_but_opening() {
-    let _turn = STARTING.lock();
     // Opening fails with the error, and has nothing to retry.
     for &(point, most) in POINTS.iter().skip(1) {
         for (action, nth) in [("error", 1), ("enospc", most)] {
