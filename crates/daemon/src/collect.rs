@@ -112,44 +112,61 @@ pub async fn run(engine: Engine, policies: Arc<Vec<PrunePolicy>>, stop: Cancella
     }
 }
 
-/// Applies the rules whenever builds have written so much that it may matter. What builds hold stays.
+/// Follows what builds write, so that the budget holds while they do, and collects what they let go as they end. The store
+/// itself asks the budget before it keeps anything; what processes write is seen here.
 async fn during_builds(engine: Engine, policies: Arc<Vec<PrunePolicy>>) {
     let mut active = engine.active();
     let grain = grain(&policies);
     let store = &engine.parts().store;
-    let look = || (store.disk_space().0, store.layer_count());
-    let (mut free, mut layers) = look();
-    // What was written counts only when it has become a layer, or was one of a cache mount.
-    let mut owed = false;
+    store.set_budget(policies.to_vec());
+    let mut free = store.disk_space().0;
+    let (mut before, mut woken) = (0, true);
     loop {
-        let idle = *active.borrow_and_update() == 0;
-        if idle && !owed {
-            if active.changed().await.is_err() {
-                return;
-            }
-            (free, layers) = look();
-            continue;
+        let running = *active.borrow_and_update();
+        let ended = woken && running <= before;
+        before = running;
+        let now = store.disk_space().0;
+        let mut pause = if running == 0 { Duration::MAX } else { LOOK };
+        if ended || free.saturating_sub(now) >= grain {
+            free = now;
+            let begun = tokio::time::Instant::now();
+            follow(&engine, ended).await;
+            // Where there is much to look through it is done less often.
+            pause = pause.max(begun.elapsed() * REST);
         }
-        tokio::time::sleep(if idle { AFTER } else { LOOK }).await;
-        let now = look();
-        let wrote = free.saturating_sub(now.0) >= grain;
-        let due = wrote || (owed && (idle || layers != now.1));
-        free = if wrote { now.0 } else { free.max(now.0) };
-        owed |= wrote;
-        if !due {
-            continue;
+        free = free.max(store.disk_space().0);
+        woken = tokio::select! {
+            () = tokio::time::sleep(pause) => false,
+            changed = active.changed() => match changed {
+                Ok(()) => true,
+                Err(_) => return,
+            },
+        };
+        if running == 0 {
+            // What others wrote meanwhile is not of builds.
+            free = store.disk_space().0;
         }
-        layers = now.1;
-        owed &= !idle;
-        let begun = tokio::time::Instant::now();
-        apply(&engine, policies.clone()).await;
-        // Where there is much to look through it is done less often.
-        tokio::time::sleep(begun.elapsed() * REST).await;
-        free = store.disk_space().0;
     }
 }
 
-/// Returns how many bytes may be written before the rules are applied again: a small part of the tightest budget.
+/// Looks at what is being written and makes room for it; stops a step where there is none left to make.
+async fn follow(engine: &Engine, ended: bool) {
+    let parts = engine.parts().clone();
+    let work = move || {
+        if ended {
+            parts.store.released();
+        }
+        parts.store.measure();
+        if let Some(overrun) = parts.store.keep_budget() {
+            parts.running.stop_largest(&parts.store, overrun);
+        }
+    };
+    if let Err(error) = tokio::task::spawn_blocking(work).await {
+        tracing::warn!(%error, "the disk budget cannot be followed");
+    }
+}
+
+/// Returns how many bytes may be written before what is written is measured again: a small part of the tightest budget.
 fn grain(policies: &[PrunePolicy]) -> u64 {
     let tightest = policies.iter().map(|policy| policy.max_used_space).filter(|bytes| *bytes > 0).min();
     (tightest.unwrap_or(u64::MAX) / 32).clamp(1 << 20, 64 << 20)

@@ -79,6 +79,7 @@ pub fn engine(config: &DaemonConfig) -> Result<(Engine, About), DaemonError> {
         unpacks: Arc::new(tokio::sync::Semaphore::new(cores.max(2))),
         fetches: kiln_stdx::SingleFlight::new(),
         refused: kiln_engine::parts::Refused::default(),
+        running: kiln_engine::RunningSteps::default(),
         store,
     };
     let keep = HistoryLimits {

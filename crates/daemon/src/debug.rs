@@ -12,6 +12,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use kiln_engine::Engine;
 use kiln_engine::history::Change;
+use kiln_store::StoreError;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
@@ -105,10 +106,13 @@ async fn count(pages: Pages) {
 
 async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     let store = pages.engine.parts().store.clone();
-    let usage = tokio::task::spawn_blocking(move || store.usage()).await;
-    let (records, bytes) = match usage {
-        Ok(Ok(records)) => (records.len() as u64, records.iter().map(|r| r.size).sum()),
-        _ => (0, 0_u64),
+    let usage = tokio::task::spawn_blocking(move || Ok::<_, StoreError>((store.usage()?, store.accounts()?))).await;
+    let (records, bytes, held) = match usage {
+        Ok(Ok((records, accounts))) => {
+            let held: u64 = records.iter().filter(|r| r.in_use).map(|r| r.size).sum();
+            (records.len() as u64, accounts.cache, held + accounts.growing)
+        }
+        _ => (0, 0_u64, 0_u64),
     };
     let ended = *pages.ended.lock();
     let mut text = String::new();
@@ -136,7 +140,8 @@ async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
         &[("", ended.cached_steps as f64)],
     );
     metric("kiln_cache_records", "gauge", "Records in the store.", &[("", records as f64)]);
-    metric("kiln_cache_bytes", "gauge", "Size of the records in the store.", &[("", bytes as f64)]);
+    metric("kiln_cache_bytes", "gauge", "Bytes of the disk that count against the budget.", &[("", bytes as f64)]);
+    metric("kiln_cache_held_bytes", "gauge", "What running builds hold and write.", &[("", held as f64)]);
     let facts = ProcessFacts::read();
     metric("process_cpu_seconds_total", "counter", "Processor time of the engine.", &[("", facts.cpu_seconds)]);
     metric("process_resident_memory_bytes", "gauge", "Memory of the engine.", &[("", facts.resident_bytes as f64)]);

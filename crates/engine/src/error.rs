@@ -102,6 +102,15 @@ impl EngineError {
         self
     }
 
+    /// Says what to do about a disk that is `full`.
+    #[must_use]
+    pub(crate) fn hinting_at(self, full: bool) -> Self {
+        match full {
+            true => self.with_hint("the disk of the state root is full; free space there, or with `kiln prune`"),
+            false => self,
+        }
+    }
+
     /// Returns what few errors have.
     pub fn further(&self) -> Option<&Further> {
         self.further.as_deref()
@@ -197,6 +206,7 @@ impl From<kiln_oci::JsonError> for EngineError {
 
 impl From<std::io::Error> for EngineError {
     fn from(error: std::io::Error) -> Self {
-        Self::from_error(ErrorClass::Environment, error)
+        let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+        Self::from_error(ErrorClass::Environment, error).hinting_at(full)
     }
 }

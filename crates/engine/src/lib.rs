@@ -41,6 +41,7 @@ pub use engine::Engine;
 pub use engine::run::{RunRequest, Volume};
 pub use error::EngineError;
 pub use history::History;
+pub use ops::exec::RunningSteps;
 pub use parts::Parts;
 pub use publish::Port;
 pub use request::{CacheSpec, ExporterSpec, FrontendRequest, SolveRequest, SolveResponse};
@@ -48,7 +49,8 @@ pub use request::{CacheSpec, ExporterSpec, FrontendRequest, SolveRequest, SolveR
 impl From<kiln_store::StoreError> for EngineError {
     fn from(error: kiln_store::StoreError) -> Self {
         let damaged = matches!(error, kiln_store::StoreError::Mismatch { .. } | kiln_store::StoreError::Size { .. });
-        let mut this = Self::from_error(error.class(), error);
+        let full = error.is_no_space();
+        let mut this = Self::from_error(error.class(), error).hinting_at(full);
         if damaged {
             this.further_mut().damaged = true;
         }

@@ -17,6 +17,7 @@ use crate::build::BuildContext;
 use crate::error::EngineError;
 use crate::frontend::gateway::GatewayServer;
 use crate::history::Scribe;
+use crate::ops::exec::RunningSteps;
 use crate::runtime_dir::RuntimeDir;
 
 /// Shared by every operation.
@@ -48,6 +49,8 @@ pub struct Parts {
     pub fetches: SingleFlight<Digest, Blob>,
     /// Blobs of cached results that were offered and then not given.
     pub refused: Refused,
+    /// Steps whose processes run.
+    pub running: RunningSteps,
 }
 
 /// Blobs of remote caches that could not be had when they were read. Such a result is not left where it is again: it is

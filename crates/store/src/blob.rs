@@ -13,6 +13,7 @@ use kiln_stdx::{Digest, DigestHasher, Fingerprint, FingerprintHasher, fault};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Reservation;
 use crate::disk::{self, Stamp};
 use crate::epoch;
 use crate::error::{IoContext, Result, StoreError};
@@ -180,6 +181,7 @@ pub struct Ingest {
     size: Option<u64>,
     /// Of one that can be gone on with after it broke off.
     claim: Option<Claim>,
+    reservation: Reservation,
 }
 
 impl Ingest {
@@ -192,8 +194,9 @@ impl Ingest {
         (digest, size): (Digest, u64),
         claim: Claim,
     ) -> Self {
+        let reservation = store.reserve(size);
         let (store, file, expected, size) = (store.clone(), Some(file), Some(digest), Some(size));
-        Self { store, tmp, file, hashers, written, expected, size, claim: Some(claim) }
+        Self { store, tmp, file, hashers, written, expected, size, claim: Some(claim), reservation }
     }
 
     /// Leaves the digest to the caller, with its state over what was written so far: from here on nothing but bytes that
@@ -266,6 +269,7 @@ impl Write for Ingest {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let Some(file) = &mut self.file else { return Err(io::ErrorKind::BrokenPipe.into()) };
         fault::point("store.blob.write")?;
+        self.reservation.grow_to(self.written + buf.len() as u64);
         let n = file.write(buf)?;
         self.hashers.update(&buf[..n]);
         self.written += n as u64;
@@ -312,7 +316,9 @@ impl Store {
         let tmp = self.0.layout.tmp();
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&tmp).at("create", &tmp)?;
         let hashers = Hashers::new();
-        Ok(Ingest { store: self.clone(), tmp, file: Some(file), hashers, written: 0, expected, size, claim: None })
+        let reservation = self.reserve(size.unwrap_or_default());
+        let (store, file) = (self.clone(), Some(file));
+        Ok(Ingest { store, tmp, file, hashers, written: 0, expected, size, claim: None, reservation })
     }
 
     /// As [`Store::ingest`], for bytes that are hashed before they come; their digest follows.
@@ -371,6 +377,7 @@ impl Inner {
             };
             self.epochs.saw(&row.stamp);
             let digest = Digest::from_bytes(bytes);
+            self.account_blob(row.size, true);
             blobs.insert(digest, Arc::new(BlobCell { digest, row: Mutex::new(row), checked: AtomicU64::new(0) }));
         }
     }
@@ -462,7 +469,10 @@ impl Inner {
 
     /// Removes a blob from the table and its file from the disk; a link in the image layout stays.
     pub(crate) fn forget_blob(&self, digest: &Digest) {
-        self.blobs.lock().remove(digest);
+        let gone = self.blobs.lock().remove(digest);
+        if let Some(cell) = gone {
+            self.account_blob(cell.row.lock().size, false);
+        }
         self.meta.table("blob").delete(digest.as_bytes());
         let _ = disk::remove_tree(&self.layout.blob(digest));
     }
@@ -479,12 +489,15 @@ impl Inner {
         let checked = self.clock.unix_nanos();
         let mut blobs = self.blobs.lock();
         if let Some(cell) = blobs.get(&digest) {
-            *cell.row.lock() = row;
+            let before = std::mem::replace(&mut *cell.row.lock(), row);
+            self.account_blob(before.size, false);
+            self.account_blob(size, true);
             cell.checked.store(checked, Ordering::Relaxed);
             return Some(cell.clone());
         }
         let cell = Arc::new(BlobCell { digest, row: Mutex::new(row), checked: AtomicU64::new(checked) });
         blobs.insert(digest, cell.clone());
+        self.account_blob(size, true);
         Some(cell)
     }
 

@@ -182,7 +182,8 @@ impl Inner {
             return Ok(None);
         }
         let encoded = found.encode();
-        let unpacked = self.unpacked(&found, &encoded);
+        let bytes = cell.record().unpacked.as_ref().and_then(|u| u.disk);
+        let unpacked = self.unpacked(&found, &encoded, bytes);
         disk::replace(&dir.manifest(), self.layout.tmp(), &encoded, "store.manifest.rename", false)?;
         self.update_layer(cell, |record| record.unpacked = Some(unpacked))?;
         self.log.add(format!("layer {}", cell.id), "its files are other inodes", RepairAction::Repaired);
@@ -229,6 +230,7 @@ impl Inner {
             let layers = self.layers.lock();
             doomed.extend(layers.by_id.values().filter(|c| c.record().chain.contains(&id)).map(|c| c.id));
         }
+        self.doubt();
         for id in doomed {
             self.remove_layer(id);
         }

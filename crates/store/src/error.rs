@@ -101,8 +101,15 @@ impl StoreError {
 
     /// Tells whether the disk is full.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)))
+        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(e) = error {
+            let code = e.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if matches!(code, Some(libc::ENOSPC | libc::EDQUOT)) {
+                return true;
+            }
+            error = e.source();
+        }
+        false
     }
 
     pub(crate) fn damage(what: impl Into<String>) -> Self {

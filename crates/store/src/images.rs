@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use kiln_oci::{Descriptor, Index, Manifest, media};
 use kiln_stdx::{Digest, fault, limits};
@@ -47,7 +49,16 @@ pub struct Image {
 pub(crate) struct ImageTable {
     /// `None` until first used.
     entries: Mutex<Option<Vec<Image>>>,
-    pins: Mutex<Option<BTreeSet<Digest>>>,
+    pins: Mutex<Option<Arc<BTreeSet<Digest>>>>,
+    /// Bytes of those in the main store, when they were last known.
+    pub pinned: AtomicU64,
+}
+
+impl ImageTable {
+    /// Returns the blobs of all images, if they are at hand.
+    pub fn known_pins(&self) -> Option<Arc<BTreeSet<Digest>>> {
+        self.pins.lock().clone()
+    }
 }
 
 impl Store {
@@ -160,10 +171,13 @@ impl Store {
 impl Inner {
     fn with_images<T>(&self, work: impl FnOnce(&mut Vec<Image>) -> Result<T>) -> Result<T> {
         let mut entries = self.images.entries.lock();
-        let current = self.read_index(entries.as_deref());
-        let images = entries.insert(current?);
+        let current = self.read_index(entries.as_deref())?;
+        let before = entries.take();
+        let images = entries.insert(current);
         let result = work(images);
-        *self.images.pins.lock() = None;
+        if before.as_ref() != Some(images) {
+            *self.images.pins.lock() = None;
+        }
         result
     }
 
@@ -254,12 +268,13 @@ impl Inner {
     }
 
     /// Returns the blobs of all images.
-    pub(crate) fn pinned_blobs(&self) -> Result<BTreeSet<Digest>> {
+    pub(crate) fn pinned_blobs(&self) -> Result<Arc<BTreeSet<Digest>>> {
         if let Some(pins) = self.images.pins.lock().clone() {
             return Ok(pins);
         }
         let images = self.with_images(|images| Ok(images.clone()))?;
         let pins: BTreeSet<Digest> = images.iter().flat_map(|image| self.image_blobs(&image.target)).collect();
+        let pins = Arc::new(pins);
         *self.images.pins.lock() = Some(pins.clone());
         Ok(pins)
     }
@@ -299,7 +314,8 @@ impl Inner {
     /// Makes the layout's blobs good again from the main store, and the other way round. Returns what is lost.
     pub(crate) fn repair_images(&self, store: &Store) -> Result<Vec<Digest>> {
         let mut lost = Vec::new();
-        for digest in self.pinned_blobs()? {
+        *self.images.pins.lock() = None;
+        for &digest in self.pinned_blobs()?.iter() {
             if self.blob(&digest, true).is_none() && store.restore_blob(&digest).is_none() {
                 lost.push(digest);
                 continue;

@@ -10,6 +10,7 @@ use kiln_snapshot::LayerManifest;
 use kiln_stdx::{Digest, fault};
 use parking_lot::{Mutex, RwLock};
 
+use crate::account;
 use crate::blob::USE_GRAIN;
 use crate::disk;
 use crate::error::{IoContext, Result, StoreError};
@@ -25,6 +26,8 @@ pub(crate) struct LayerCell {
     /// Unix seconds of the last use, and how often it was used.
     pub used: AtomicU64,
     pub uses: AtomicU64,
+    /// Bytes of the disk that its directory counts for.
+    pub disk: AtomicU64,
     /// When its files were last found good, in nanoseconds of the clock; 0 is never.
     pub checked: AtomicU64,
     /// Set when it was dropped or pruned: handles that still live must not use it.
@@ -40,6 +43,7 @@ impl LayerCell {
             record: RwLock::new(Arc::new(record)),
             used: AtomicU64::new(used),
             uses: AtomicU64::new(uses),
+            disk: AtomicU64::new(0),
             checked: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             work: Mutex::new(()),
@@ -125,6 +129,8 @@ pub struct LayerDraft {
     id: LayerId,
     dir: LayerDir,
     scratch: PathBuf,
+    /// Nanoseconds of the clock.
+    begun: u64,
     done: bool,
 }
 
@@ -191,7 +197,8 @@ impl Store {
         let dir = LayerDir(drafts.join(id.to_string()));
         let scratch = drafts.join(format!("{id}-scratch"));
         fs::create_dir(&dir.0).at("create", &dir.0)?;
-        Ok(LayerDraft { store: self.clone(), id, dir, scratch, done: false })
+        let begun = self.0.clock.unix_nanos();
+        Ok(LayerDraft { store: self.clone(), id, dir, scratch, begun, done: false })
     }
 
     /// Publishes a draft. A layer with the same `chain_id` that is already here and unpacked is returned instead.
@@ -207,8 +214,12 @@ impl Store {
             return Ok(layer);
         }
         let encoded = manifest.encode();
-        let unpacked = inner.unpacked(&manifest, &encoded);
+        let bytes = account::layer_bytes(&manifest, &draft.dir, encoded.len() as u64);
+        let unpacked = inner.unpacked(&manifest, &encoded, Some(bytes));
         let now = inner.clock.unix();
+        let cost = inner.clock.unix_nanos().saturating_sub(draft.begun) / 1_000_000;
+        inner.account_finished(bytes);
+        let _room = self.reserve_written(bytes);
         let record = LayerRecord {
             id: draft.id,
             chain: info.chain,
@@ -220,6 +231,7 @@ impl Store {
             origin: None,
             unpacked: Some(unpacked),
             variants: Vec::new(),
+            cost_ms: Some(cost),
         };
         fault::point("store.layer.manifest").at("write", &draft.dir.manifest())?;
         disk::write_new(&draft.dir.manifest(), &encoded)?;
@@ -270,6 +282,7 @@ impl Store {
             origin: Some(lazy.origin),
             unpacked: None,
             variants: vec![variant],
+            cost_ms: None,
         };
         let tmp = LayerDir(inner.layout.tmp());
         let target = inner.layout.layers().join(record.id.to_string());
@@ -401,6 +414,9 @@ impl Inner {
             };
             if let Some(unpacked) = &record.unpacked {
                 self.epochs.saw(&unpacked.stamp);
+                if unpacked.disk.is_none() {
+                    self.doubt();
+                }
             }
             let (time, count) = used.remove(&id).unwrap_or((record.created, 0));
             self.register_layer(record, time, count, !from_row);
@@ -425,11 +441,12 @@ impl Inner {
         }
     }
 
-    pub(crate) fn unpacked(&self, manifest: &LayerManifest, encoded: &[u8]) -> Unpacked {
+    pub(crate) fn unpacked(&self, manifest: &LayerManifest, encoded: &[u8], disk: Option<u64>) -> Unpacked {
         Unpacked {
             manifest: Digest::of(encoded),
             manifest_size: encoded.len() as u64,
             size: manifest.total_size(),
+            disk,
             stamp: self.epochs.stamp(),
         }
     }
@@ -439,7 +456,9 @@ impl Inner {
         if save {
             self.meta.table("layer").put(&id.0.to_be_bytes(), &record.encode());
         }
+        let bytes = record.disk_bytes();
         let cell = LayerCell::new(record, used, uses);
+        self.account_layer(&cell, bytes);
         let mut layers = self.layers.lock();
         if let Some(chain) = chain {
             // Of two with one identity (a lazy one that was unpacked by another way) the unpacked one is preferred.
@@ -528,7 +547,8 @@ impl Inner {
         let encoded = manifest.encode();
         // Between the two steps a kill leaves a layer whose manifest is not the recorded one: damage, which is made good.
         disk::replace(&dir.manifest(), self.layout.tmp(), &encoded, "store.manifest.rename", false)?;
-        let unpacked = self.unpacked(&manifest, &encoded);
+        let bytes = cell.record().unpacked.as_ref().and_then(|u| u.disk);
+        let unpacked = self.unpacked(&manifest, &encoded, bytes);
         self.update_layer(cell, |record| record.unpacked = Some(unpacked))?;
         Ok(manifest)
     }
@@ -546,6 +566,6 @@ impl Inner {
         self.manifests.lock().remove(&id);
         self.meta.table("layer").delete(&id.0.to_be_bytes());
         self.meta.table("use").delete(&id.0.to_be_bytes());
-        self.discard(&self.layout.layer(id));
+        self.discard_layer(&self.layout.layer(id));
     }
 }

@@ -8,12 +8,16 @@
 //! - A file of the store is never written again once it has its name: change is a new file and a rename.
 //! - Everything that is believed was checked: by stat, within the recheck interval of its use; by digest where stat
 //!   differs, and where the last session ended before its epoch was closed.
+//! - Where a budget is set, the cache takes no more than that at any moment, or nothing that could be removed: whoever
+//!   publishes bytes asks first.
 //! - What a value of [`ImmutableRef`], [`Layer`], [`Blob`] or [`CacheMount`] names is not removed while the value lives,
 //!   except for damage; then using it fails with an error of the class damage.
 
+mod account;
 mod arrival;
 mod blob;
 mod broom;
+mod budget;
 mod check;
 mod contenthash;
 mod context_index;
@@ -44,8 +48,10 @@ mod unpack;
 mod usage;
 mod verify;
 
+pub use account::Accounts;
 pub use arrival::ArrivingReader;
 pub use blob::{Blob, Ingest, VerifyingReader};
+pub use budget::{Overrun, Reservation};
 pub use contenthash::{Changed, ContentSelector, FileSum, Listing};
 pub use context_index::{ContextIndex, Known, StatKey, is_local_filesystem};
 pub use error::{Result, StoreError};

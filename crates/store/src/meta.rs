@@ -164,12 +164,6 @@ impl Meta {
         }
         (rows, bad)
     }
-
-    /// Returns the size of the file and its log in bytes.
-    pub(crate) fn size(&self) -> u64 {
-        let wal = db::with_suffix(&self.shared.path, "-wal");
-        [&self.shared.path, &wal].iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum()
-    }
 }
 
 impl Drop for Meta {

@@ -118,13 +118,16 @@ pub(crate) struct MountState {
     exclusive: bool,
     /// Steps that write to it.
     writers: usize,
+    /// Bytes on disk when last measured, whatever happened since.
+    known: u64,
     /// Not to be found any more; deleted when its last user is done.
     retired: bool,
 }
 
 impl MountState {
     fn new(record: MountRecord) -> Self {
-        Self { record, shared: 0, exclusive: false, writers: 0, retired: false }
+        let known = record.size.unwrap_or_default();
+        Self { record, shared: 0, exclusive: false, writers: 0, known, retired: false }
     }
 
     pub fn in_use(&self) -> bool {
@@ -432,22 +435,32 @@ impl Inner {
         true
     }
 
-    /// Returns the records, sizes measured where they are not known.
-    pub(crate) fn mount_records(&self) -> Vec<(MountRecord, bool)> {
+    /// Returns the records, sizes measured where they are not known; of those in use only with `all`, else as last known.
+    pub(crate) fn mount_records(&self, all: bool) -> Vec<(MountRecord, bool)> {
         let mut records: Vec<(MountRecord, bool)> = {
             let mounts = self.mounts.mounts.lock();
-            mounts.values().filter(|m| !m.retired).map(|m| (m.record.clone(), m.in_use())).collect()
+            let record = |m: &MountState| {
+                let size = m.record.size.or((m.in_use() && !all).then_some(m.known));
+                (MountRecord { size, ..m.record.clone() }, m.in_use())
+            };
+            mounts.values().filter(|m| !m.retired).map(record).collect()
         };
-        for (record, in_use) in &mut records {
-            if record.size.is_none() {
-                let size = disk::tree_size(&self.mount_dir(&record.id));
-                record.size = Some(size);
-                if !*in_use && let Some(state) = self.mounts.mounts.lock().get_mut(&record.id) {
+        for (record, _) in records.iter_mut().filter(|(record, _)| record.size.is_none()) {
+            let size = disk::tree_size(&self.mount_dir(&record.id));
+            record.size = Some(size);
+            if let Some(state) = self.mounts.mounts.lock().get_mut(&record.id) {
+                state.known = size;
+                if !state.in_use() {
                     state.record.size = Some(size);
                 }
             }
         }
         records
+    }
+
+    /// Returns what cache mounts take, as they were last measured.
+    pub(crate) fn mount_bytes(&self) -> u64 {
+        self.mounts.mounts.lock().values().map(|m| m.known).sum()
     }
 }
 

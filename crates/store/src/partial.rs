@@ -83,6 +83,17 @@ impl Store {
 impl Inner {
     /// Removes beginnings that nobody is going on with, and returns their bytes.
     pub(crate) fn drop_partials(&self) -> u64 {
+        let bytes = self.idle_partials(|entry| fs::remove_file(entry.path()).is_ok());
+        self.files_changed();
+        bytes
+    }
+
+    /// Returns the bytes of beginnings that nobody is going on with.
+    pub(crate) fn partial_bytes(&self) -> u64 {
+        self.idle_partials(|_| true)
+    }
+
+    fn idle_partials(&self, counts: impl Fn(&fs::DirEntry) -> bool) -> u64 {
         let claimed = self.partials.lock();
         let mut bytes = 0;
         for entry in fs::read_dir(self.layout.partials()).into_iter().flatten().flatten() {
@@ -92,7 +103,7 @@ impl Inner {
                 continue;
             }
             let size = entry.metadata().map_or(0, |meta| meta.len());
-            if fs::remove_file(entry.path()).is_ok() {
+            if counts(&entry) {
                 bytes += size;
             }
         }

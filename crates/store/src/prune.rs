@@ -1,4 +1,6 @@
-//! Taking away what was not used for longest, by BuildKit's policies.
+//! Taking away what is least worth keeping, by BuildKit's policies.
+
+mod order;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use crate::layout::LayerId;
 use crate::record::RecordType;
 use crate::store::{Inner, Store};
 use crate::usage::{Held, UsageRecord};
+use order::Turn;
 
 /// What may go, and until when. With all three sizes zero everything that may go goes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,11 +65,13 @@ impl PrunePolicy {
     }
 }
 
-/// The order in which records go: least recently used first, then those used least.
-type Turn = (u64, u64, String);
-
-fn turn(record: &UsageRecord) -> Turn {
-    (record.last_used_at, record.usage_count, record.id.clone())
+/// What is to be made room for, beside what a policy says.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ahead {
+    /// Bytes that count as used.
+    pub used: u64,
+    /// Those of them that are not on the disk yet.
+    pub unwritten: u64,
 }
 
 impl Store {
@@ -74,56 +79,8 @@ impl Store {
     ///
     /// # Errors
     /// A filter is malformed; the image store cannot be read.
-    pub fn prune(&self, policy: &PrunePolicy, mut removed: impl FnMut(&UsageRecord)) -> Result<Pruned> {
-        let inner = &self.0;
-        let filters = Filters::parse(&policy.filters)?;
-        let held = inner.held()?;
-        let mut records: HashMap<String, UsageRecord> = HashMap::new();
-        for record in inner.layer_usage(&held).into_iter().chain(inner.mount_usage()).chain(inner.loose_blobs(&held)) {
-            records.insert(record.id.clone(), record);
-        }
-        // Nobody misses these, so they go first.
-        let mut pruned = Pruned { records: 0, bytes: inner.drop_partials() };
-        let mut used = records.values().map(|r| r.size).sum::<u64>() + inner.meta.size();
-        let (free, _) = disk::space(&inner.layout.root);
-        let keep = policy.keep_bytes(used, free);
-        let now = inner.clock.unix();
-        let may_go = |r: &UsageRecord| {
-            let kind = policy.all || !matches!(r.record_type, RecordType::Internal | RecordType::Frontend);
-            let idle = Duration::from_secs(now.saturating_sub(r.last_used_at)) >= policy.keep_duration;
-            !r.in_use && kind && idle && filters.matches(r)
-        };
-        let mut needed_by = inner.dependents();
-        let free_of = |id: &str, needed: &HashMap<String, usize>| needed.get(id).copied().unwrap_or(0) == 0;
-        let ready = records.values().filter(|r| may_go(r) && free_of(&r.id, &needed_by));
-        let mut queue: BTreeSet<Turn> = ready.map(turn).collect();
-        while let Some((_, _, id)) = queue.pop_first() {
-            if keep.is_some_and(|keep| used <= keep) {
-                break;
-            }
-            let Some(record) = records.get(&id) else { continue };
-            let Some(below) = inner.prune_record(record, &held, policy.rule()) else { continue };
-            used = used.saturating_sub(record.size);
-            pruned.records += 1;
-            pruned.bytes += record.size;
-            removed(record);
-            // A parent's turn comes when the last layer on it is gone.
-            for parent in below {
-                if let Some(count) = needed_by.get_mut(&parent) {
-                    *count = count.saturating_sub(1);
-                }
-                if free_of(&parent, &needed_by)
-                    && let Some(record) = records.get(&parent).filter(|r| may_go(r))
-                {
-                    queue.insert(turn(record));
-                }
-            }
-        }
-        if pruned.records > 0 {
-            inner.forget_trees();
-            inner.trim_evicted();
-        }
-        Ok(pruned)
+    pub fn prune(&self, policy: &PrunePolicy, removed: impl FnMut(&UsageRecord)) -> Result<Pruned> {
+        self.0.prune(policy, Ahead::default(), removed)
     }
 
     /// Applies policies one after the other.
@@ -138,11 +95,70 @@ impl Store {
             total.bytes += pruned.bytes;
         }
         self.0.trim_listings();
+        self.0.carry_account();
         Ok(total)
     }
 }
 
 impl Inner {
+    /// See [`Store::prune`]; nothing is listed where nothing has to go.
+    pub(crate) fn prune(
+        &self,
+        policy: &PrunePolicy,
+        ahead: Ahead,
+        mut removed: impl FnMut(&UsageRecord),
+    ) -> Result<Pruned> {
+        let filters = Filters::parse(&policy.filters)?;
+        self.settle_doubt();
+        let held = self.held()?;
+        // Nobody misses these, so they go first.
+        let mut pruned = Pruned { records: 0, bytes: self.drop_partials() };
+        let used = || self.cache_bytes() + ahead.used;
+        let free = disk::space(&self.layout.root).0.saturating_sub(ahead.unwritten);
+        let keep = policy.keep_bytes(used(), free);
+        if keep.is_some_and(|keep| used() <= keep) {
+            return Ok(pruned);
+        }
+        let records = self.layer_usage(&held).into_iter().chain(self.mount_usage(false)).chain(self.loose_blobs(&held));
+        let records: HashMap<String, UsageRecord> = records.map(|record| (record.id.clone(), record)).collect();
+        let now = self.clock.unix();
+        let may_go = |r: &UsageRecord| {
+            let kind = policy.all || !matches!(r.record_type, RecordType::Internal | RecordType::Frontend);
+            let idle = Duration::from_secs(now.saturating_sub(r.last_used_at)) >= policy.keep_duration;
+            !r.in_use && kind && idle && filters.matches(r)
+        };
+        let mut needed_by = self.dependents();
+        let free_of = |id: &str, needed: &HashMap<String, usize>| needed.get(id).copied().unwrap_or(0) == 0;
+        let ready = records.values().filter(|r| may_go(r) && free_of(&r.id, &needed_by));
+        let mut queue: BTreeSet<Turn> = ready.map(|record| Turn::of(record, now)).collect();
+        while let Some(Turn { id, .. }) = queue.pop_first() {
+            if keep.is_some_and(|keep| used() <= keep) {
+                break;
+            }
+            let Some(record) = records.get(&id) else { continue };
+            let Some(below) = self.prune_record(record, &held, policy.rule()) else { continue };
+            pruned.records += 1;
+            pruned.bytes += record.size;
+            removed(record);
+            // A parent's turn comes when the last layer on it is gone.
+            for parent in below {
+                if let Some(count) = needed_by.get_mut(&parent) {
+                    *count = count.saturating_sub(1);
+                }
+                if free_of(&parent, &needed_by)
+                    && let Some(record) = records.get(&parent).filter(|r| may_go(r))
+                {
+                    queue.insert(Turn::of(record, now));
+                }
+            }
+        }
+        if pruned.records > 0 {
+            self.forget_trees();
+            self.trim_evicted();
+        }
+        Ok(pruned)
+    }
+
     /// Returns how many layers need each layer.
     fn dependents(&self) -> HashMap<String, usize> {
         let mut count: HashMap<LayerId, usize> = HashMap::new();
@@ -190,12 +206,15 @@ impl Inner {
     }
 
     fn prune_blob(&self, digest: &Digest) -> bool {
-        {
+        let gone = {
             let mut blobs = self.blobs.lock();
             match blobs.get(digest) {
-                Some(cell) if Arc::strong_count(cell) == 1 => drop(blobs.remove(digest)),
+                Some(cell) if Arc::strong_count(cell) == 1 => blobs.remove(digest),
                 _ => return false,
             }
+        };
+        if let Some(cell) = gone {
+            self.account_blob(cell.row.lock().size, false);
         }
         self.forget_blob(digest);
         true

@@ -5,6 +5,7 @@ use kiln_oci::{ChainId, Descriptor, DiffId};
 use kiln_stdx::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::account::blocks;
 use crate::disk;
 use crate::epoch::Stamp;
 use crate::layout::LayerId;
@@ -106,6 +107,9 @@ pub(crate) struct Unpacked {
     pub manifest_size: u64,
     /// Bytes of file content.
     pub size: u64,
+    /// Bytes of the disk that its directory took when it was made, without inodes of other layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
     pub stamp: Stamp,
 }
 
@@ -122,9 +126,19 @@ pub(crate) struct LayerRecord {
     pub origin: Option<String>,
     pub unpacked: Option<Unpacked>,
     pub variants: Vec<Variant>,
+    /// How long it took to make, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_ms: Option<u64>,
 }
 
 impl LayerRecord {
+    /// Returns what its directory takes on the disk, as far as is known.
+    pub fn disk_bytes(&self) -> u64 {
+        let of = |u: &Unpacked| u.disk.unwrap_or_else(|| blocks(u.size) + blocks(u.manifest_size));
+        // The directory itself and `info`.
+        self.unpacked.as_ref().map_or_else(|| blocks(1) * 2, of)
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         disk::seal(KIND, serde_json::to_vec(self).unwrap_or_default())
     }

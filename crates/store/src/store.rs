@@ -84,6 +84,8 @@ pub(crate) struct Inner {
     pub images: ImageTable,
     pub mounts: MountTable,
     pub indexes: ContextIndexes,
+    pub counters: crate::account::Counters,
+    pub budget: crate::budget::Budget,
     /// Deletes what no step waits for.
     pub broom: crate::broom::Broom,
     /// The thread that clears what earlier sessions left, until somebody has waited for it.
@@ -144,12 +146,15 @@ impl Store {
             images: ImageTable::default(),
             mounts: MountTable::default(),
             indexes: ContextIndexes::default(),
+            counters: crate::account::Counters::default(),
+            budget: crate::budget::Budget::default(),
             broom: crate::broom::Broom::default(),
             layout,
             sweeping: Mutex::new(sweeping),
             _lock: lock,
         });
         inner.load_layers();
+        inner.load_account();
         inner.load_blobs();
         inner.load_mounts();
         let weak = Arc::downgrade(&inner);
@@ -183,6 +188,7 @@ impl Store {
     /// # Errors
     /// The sync failed; the next call tries again.
     pub fn close_epoch(&self) -> Result<()> {
+        self.0.carry_account();
         self.0.epochs.close(&self.0.layout, &self.0.meta)
     }
 

@@ -8,7 +8,9 @@ use kiln_snapshot::compress::{self, Compression, Compressor, Kind};
 use kiln_snapshot::layer::{self as snapshot, TarOptions};
 use kiln_stdx::{Digest, DigestWriter, ErrorClass, fault};
 
+use crate::account;
 use crate::blob::Blob;
+use crate::budget::Admitted;
 use crate::disk;
 use crate::error::{IoContext, Result, StoreError};
 use crate::layer::Layer;
@@ -220,7 +222,7 @@ impl Inner {
         let aside = LayerDir(self.layout.drafts().join(format!("{}-unpack", layer.id())));
         disk::remove_tree(&aside.0).at("remove", &aside.0)?;
         fs::create_dir(&aside.0).at("create", &aside.0)?;
-        let result = self.unpack_aside(layer, parents, &lower, blob, expected, &aside);
+        let result = self.unpack_aside(layer, (parents, &lower), blob, expected, &aside);
         if fs::symlink_metadata(&aside.0).is_ok() {
             self.discard(&aside.0);
         }
@@ -230,21 +232,25 @@ impl Inner {
     fn unpack_aside(
         &self,
         layer: &Layer,
-        parents: &ImmutableRef,
-        lower: &kiln_snapshot::Tree,
+        (parents, lower): (&ImmutableRef, &kiln_snapshot::Tree),
         blob: impl Read + Send,
         expected: Digest,
         aside: &LayerDir,
     ) -> Result<()> {
         fs::create_dir(aside.fs()).at("create", &aside.fs())?;
         fault::point("store.unpack.start").at("unpack", &aside.fs())?;
+        let begun = self.clock.unix_nanos();
         let archive = open_archive(blob).map_err(kiln_snapshot::Error::Input)?;
+        let archive = Admitted::new(archive, parents.store());
         let applied = snapshot::apply(archive, &aside.fs(), lower, &parents.dirs())?;
         if applied.diff_id != expected {
             return Err(StoreError::Mismatch { expected, got: applied.diff_id });
         }
         let encoded = applied.manifest.encode();
         disk::write_new(&aside.manifest(), &encoded)?;
+        let bytes = account::layer_bytes(&applied.manifest, aside, encoded.len() as u64);
+        self.account_finished(bytes);
+        let _room = parents.store().reserve_written(bytes);
         let dir = LayerDir(self.layout.layer(layer.id()));
         disk::ensure_dir(&dir.0)?;
         // The record says "unpacked" last: a kill in between leaves a lazy layer with leftovers, which go here next time.
@@ -257,8 +263,14 @@ impl Inner {
         let _ = disk::remove_tree(&dir.sums());
         fault::point("store.unpack.manifest").at("rename", &dir.manifest())?;
         fs::rename(aside.manifest(), dir.manifest()).at("rename", &dir.manifest())?;
-        let unpacked = self.unpacked(&applied.manifest, &encoded);
-        self.update_layer(&layer.cell, |record| record.unpacked = Some(unpacked))?;
+        let unpacked = self.unpacked(&applied.manifest, &encoded, Some(bytes));
+        // Its download counts, too, where it is unpacked while it comes.
+        let cost = self.clock.unix_nanos().saturating_sub(begun) / 1_000_000;
+        self.update_layer(&layer.cell, |record| {
+            record.unpacked = Some(unpacked);
+            record.cost_ms = Some(cost);
+        })?;
+        self.account_layer(&layer.cell, bytes);
         layer.cell.checked.store(self.clock.unix_nanos(), std::sync::atomic::Ordering::Relaxed);
         self.keep_manifest(layer.id(), std::sync::Arc::new(applied.manifest));
         Ok(())

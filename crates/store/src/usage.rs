@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kiln_stdx::Digest;
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,7 @@ pub struct UsageRecord {
     pub description: String,
     /// What it is for.
     pub record_type: RecordType,
-    /// Bytes: files of the layer and blobs made of it.
+    /// Bytes of the disk: files of the layer, but for those that another layer had before, and blobs made of it.
     pub size: u64,
     /// A build or a lease holds it, or a layer that needs it.
     pub in_use: bool,
@@ -38,6 +39,8 @@ pub struct UsageRecord {
     pub mutable: bool,
     /// Its bytes also belong to a named image, so that removing it frees less.
     pub shared: bool,
+    /// How long it took to make, where that is known.
+    pub cost: Option<Duration>,
 }
 
 /// What a lease holds on to.
@@ -52,7 +55,7 @@ pub struct Lease {
 /// What is held, while usage is computed or things are pruned.
 pub(crate) struct Held {
     /// Blobs of named images.
-    pub pins: BTreeSet<Digest>,
+    pub pins: Arc<BTreeSet<Digest>>,
     layers: HashSet<LayerId>,
     pub blobs: HashSet<Digest>,
 }
@@ -63,20 +66,23 @@ impl Store {
     /// # Errors
     /// The image store cannot be read.
     pub fn usage(&self) -> Result<Vec<UsageRecord>> {
+        // Nobody is shown what is about to go.
+        self.released();
+        self.0.admit(0);
         let held = self.0.held()?;
         let mut records = self.0.layer_usage(&held);
-        records.extend(self.0.mount_usage());
+        records.extend(self.0.mount_usage(true));
         records.extend(self.0.loose_blobs(&held));
         records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(records)
     }
 
-    /// Returns the bytes that count against the disk budget: all records and the metadata.
+    /// Returns the bytes that count against the disk budget: all records and the metadata, in blocks of the disk.
     ///
     /// # Errors
     /// As [`Store::usage`].
     pub fn used_bytes(&self) -> Result<u64> {
-        Ok(self.usage()?.iter().map(|r| r.size).sum::<u64>() + self.0.meta.size())
+        Ok(self.accounts()?.cache)
     }
 
     /// Returns free and total bytes of the store's file system.
@@ -151,7 +157,8 @@ impl Inner {
             .collect()
     }
 
-    pub(crate) fn mount_usage(&self) -> Vec<UsageRecord> {
+    /// With `measure` those that are in use are measured, too.
+    pub(crate) fn mount_usage(&self, measure: bool) -> Vec<UsageRecord> {
         let record = |(record, in_use): (crate::mounts::MountRecord, bool)| UsageRecord {
             id: record.id,
             parents: Vec::new(),
@@ -164,8 +171,9 @@ impl Inner {
             in_use,
             mutable: true,
             shared: false,
+            cost: None,
         };
-        self.mount_records().into_iter().map(record).collect()
+        self.mount_records(measure).into_iter().map(record).collect()
     }
 
     /// Blobs in the table that no layer and no image has.
@@ -204,7 +212,7 @@ impl Inner {
 }
 
 fn layer_record(cell: &LayerCell, record: &LayerRecord, blob_bytes: u64, in_use: bool, shared: bool) -> UsageRecord {
-    let files = record.unpacked.as_ref().map_or(0, |u| u.size.saturating_add(u.manifest_size));
+    let files = if record.unpacked.is_some() { cell.disk.load(Ordering::Relaxed) } else { 0 };
     UsageRecord {
         id: record.id.to_string(),
         parents: record.chain.last().map(ToString::to_string).into_iter().collect(),
@@ -217,5 +225,6 @@ fn layer_record(cell: &LayerCell, record: &LayerRecord, blob_bytes: u64, in_use:
         in_use,
         mutable: false,
         shared,
+        cost: record.cost_ms.map(Duration::from_millis),
     }
 }

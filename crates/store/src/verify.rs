@@ -50,6 +50,7 @@ impl Store {
         self.verify_blobs(repair, &mut report);
         self.verify_layers(repair, &mut report)?;
         self.verify_mounts(repair, &mut report);
+        self.0.recount();
         let (rows, bad) = self.0.meta.verify(repair);
         report.rows = rows;
         if repair {

@@ -44,9 +44,17 @@ impl Engine {
     /// # Panics
     /// It does not come up.
     pub fn start(env: &TestEnv) -> Self {
+        Self::start_with(env, "")
+    }
+
+    /// As [`Engine::start`], with more in its configuration.
+    ///
+    /// # Panics
+    /// It does not come up.
+    pub fn start_with(env: &TestEnv, more: &str) -> Self {
         let socket = env.path().join("debug.sock");
         let config = env.path().join("engine.toml");
-        let text = format!("[grpc]\ndebugAddress = \"unix://{}\"\n", socket.display());
+        let text = format!("[grpc]\ndebugAddress = \"unix://{}\"\n{more}", socket.display());
         fs::write(&config, text).unwrap_or_else(|e| panic!("{}: {e}", config.display()));
         let args = ["daemon", "run", "--config"].map(std::ffi::OsStr::new);
         let run = env.kiln(args.into_iter().chain([config.as_os_str()])).deadline(Duration::from_secs(3600));
@@ -90,12 +98,23 @@ impl Engine {
 
     /// Returns one of its metrics; none when it does not answer.
     pub fn metric(&self, name: &str) -> Option<f64> {
+        let [value] = self.metrics([name]);
+        value
+    }
+
+    /// Returns some of its metrics, of one moment.
+    pub fn metrics<const N: usize>(&self, names: [&str; N]) -> [Option<f64>; N] {
+        let page = self.page().unwrap_or_default();
+        names.map(|name| page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()))
+    }
+
+    fn page(&self) -> Option<String> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n").ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+        Some(text)
     }
 
     /// Returns its resident memory in bytes.

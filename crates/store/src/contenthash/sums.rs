@@ -184,7 +184,10 @@ fn save_files(store: &Store, r: &ImmutableRef, wanted: &[(usize, &Entry, SumKey)
             bytes.extend_from_slice(&key.0);
             bytes.extend_from_slice(sum.as_bytes());
         }
-        let written = disk::replace(&path, store.0.layout.tmp(), &disk::seal(KIND, bytes), "store.sums.rename", false);
+        let before = disk::Stamp::of(&path).map_or(0, |stamp| stamp.size);
+        let sealed = disk::seal(KIND, bytes);
+        store.0.account_sums(before, sealed.len() as u64);
+        let written = disk::replace(&path, store.0.layout.tmp(), &sealed, "store.sums.rename", false);
         match written {
             Ok(()) => drop(store.0.sums.files.lock().insert(layer.id(), pairs.len())),
             Err(e) => tracing::debug!(layer = %layer.id(), error = %e, "sums not kept"),

@@ -38,7 +38,7 @@ impl Store {
     /// reads the directories.
     pub fn cache_mounts(&self, measure: bool) -> Vec<MountInfo> {
         let records = match measure {
-            true => self.0.mount_records(),
+            true => self.0.mount_records(true),
             false => {
                 let mounts = self.0.mounts.mounts.lock();
                 mounts.values().filter(|m| !m.retired).map(|m| (m.record.clone(), m.in_use())).collect()

@@ -4,6 +4,9 @@ mod log;
 pub mod mounts;
 mod record;
 pub mod run;
+mod space;
+
+pub use space::RunningSteps;
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! The mounts of a step: what each is made from, and what becomes of it when the step is over.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_executor::{MountSource, SandboxMount};
@@ -229,6 +230,16 @@ impl Prepared {
     /// Records that the step's process is about to write to its cache mounts.
     pub fn begin_writes(&mut self) {
         self.caches.iter_mut().filter(|cache| cache.written).for_each(|cache| cache.mount.begin_write());
+    }
+
+    /// Returns the directories that the process writes to.
+    pub fn written(&self) -> Vec<PathBuf> {
+        let upper = |left: &Left| match left {
+            Left::Changes(changes) => changes.draft.scratch().ok().map(Path::to_owned),
+            Left::Same(_) => None,
+        };
+        let caches = self.caches.iter().filter(|cache| cache.written).map(|cache| cache.mount.path().to_owned());
+        self.left.iter().filter_map(|(_, _, left)| upper(left)).chain(caches).collect()
     }
 
     /// Records how the process ended. What is dropped without that was cut off.

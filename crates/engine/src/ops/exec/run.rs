@@ -56,9 +56,15 @@ pub async fn run(exec: &Exec, cx: &OpContext, inputs: &[ImmutableRef]) -> Result
     fault::point("engine.step.start")?;
     let (io, pump) = LogPump::start(cx, &secrets);
     prepared.begin_writes();
-    let ran = exec.parts.executor.run(spec, io, cx.cancel().clone()).await;
+    let watched = exec.parts.running.watch(exec.op.meta.args.join(" "), prepared.written(), cx.cancel());
+    let ran = exec.parts.executor.run(spec, io, watched.cancel()).await;
     let tail = pump.finish().await;
     drop(secrets);
+    if let Some(error) = watched.verdict() {
+        prepared.end_writes(WriteEnd::CutOff("ran out of space"));
+        return Err(error);
+    }
+    drop(watched);
     let exit = match ran {
         Ok(exit) => exit,
         Err(_) if cx.cancel().is_cancelled() => return Err(EngineError::canceled()),

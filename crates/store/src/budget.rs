@@ -1,0 +1,204 @@
+//! The disk budget: asked before bytes are kept, so that what is idle makes room for what comes.
+//!
+//! The invariant: at every moment the cache takes no more than the budget, or nothing but what running builds hold.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::disk;
+use crate::prune::PrunePolicy;
+use crate::store::{Inner, Store};
+
+/// How long is waited after a collection that could not free enough, unless a build ends.
+const REST: Duration = Duration::from_secs(2);
+/// Of the disk so much stays free of builds that are over the budget by themselves, at most; a part of small disks.
+const FLOOR: u64 = 64 << 20;
+const FLOOR_PART: u64 = 64;
+/// Blobs and archives of unknown size are admitted in steps that grow with them, from the first to the second.
+const STEPS: (u64, u64) = (64 << 10, 8 << 20);
+
+#[derive(Default)]
+pub(crate) struct Budget {
+    rules: RwLock<Option<Arc<Rules>>>,
+    /// Held by whoever collects.
+    collecting: Mutex<()>,
+    /// Set by a collection that could not free enough.
+    futile: Mutex<Option<Instant>>,
+}
+
+/// The rules of collection, and what follows from them.
+#[derive(Default)]
+struct Rules {
+    policies: Vec<PrunePolicy>,
+    /// What the cache may take.
+    most: Option<u64>,
+    /// What stays free, at the price of the cache.
+    free: u64,
+    /// What is freed beyond what is needed, so that the next few need nothing.
+    grain: u64,
+}
+
+/// Builds hold more than the budget allows, and the disk is full up to its floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overrun {
+    /// What the store takes, in bytes; all of it is held.
+    pub used: u64,
+    /// The budget, in bytes.
+    pub budget: u64,
+    /// Free bytes of the disk.
+    pub free: u64,
+}
+
+/// Room that was made for bytes that are still to come. Dropping it gives it back.
+pub struct Reservation {
+    store: Store,
+    bytes: u64,
+    unpacking: bool,
+}
+
+impl Rules {
+    fn new(policies: Vec<PrunePolicy>) -> Self {
+        // Rules for some records only, or old ones, are applied now and then; what follows from the others holds always.
+        let always = || policies.iter().filter(|p| p.filters.is_empty() && p.keep_duration.is_zero());
+        let sizes = always().filter(|p| p.max_used_space > 0);
+        let most = sizes.map(|p| p.max_used_space.max(p.reserved_space)).min();
+        let free = always().map(|p| p.min_free_space).max().unwrap_or_default();
+        let grain = most.map_or(16 << 20, |most| (most / 64).clamp(64 << 10, 32 << 20));
+        Self { most, free, grain, policies }
+    }
+}
+
+impl Store {
+    /// Sets the rules of collection, whose sizes hold from now on; none means no budget.
+    pub fn set_budget(&self, policies: Vec<PrunePolicy>) {
+        *self.0.budget.rules.write() = (!policies.is_empty()).then(|| Arc::new(Rules::new(policies)));
+    }
+
+    /// Makes room for `bytes` that are about to be written, and counts them until they are dropped: by then they have been
+    /// published, or are gone. Collects what is idle as far as it has to; waits for that.
+    pub fn reserve(&self, bytes: u64) -> Reservation {
+        let mut reservation = Reservation { store: self.clone(), bytes: 0, unpacking: false };
+        reservation.grow(bytes, bytes);
+        reservation
+    }
+
+    /// As [`Store::reserve`], for what lies on the disk and is about to be published.
+    pub(crate) fn reserve_written(&self, bytes: u64) -> Reservation {
+        let mut reservation = Reservation { store: self.clone(), bytes: 0, unpacking: false };
+        reservation.grow(bytes, 0);
+        reservation
+    }
+
+    /// Collects if the cache takes more than the budget. Tells if it still does, all of it is held, and the disk is full up
+    /// to its floor: then a build has to be stopped.
+    pub fn keep_budget(&self) -> Option<Overrun> {
+        let rules = self.0.budget.rules.read().clone()?;
+        self.0.admit(0);
+        let used = self.0.cache_bytes() + self.0.growing();
+        let budget = rules.most.filter(|most| used > *most)?;
+        let (free, total) = self.disk_space();
+        let floor = rules.free.max(FLOOR.min(total / FLOOR_PART));
+        (free < floor).then_some(Overrun { used, budget, free })
+    }
+
+    /// A build has ended: what it held can be collected.
+    pub fn released(&self) {
+        *self.0.budget.futile.lock() = None;
+    }
+}
+
+impl Reservation {
+    /// Makes room for `bytes` more, of which `unwritten` are not on the disk.
+    fn grow(&mut self, bytes: u64, unwritten: u64) {
+        // Counted first: of two who come at once each sees the other.
+        self.counter().fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        self.store.0.admit(unwritten);
+    }
+
+    /// Makes room up to `bytes` in all, in steps.
+    pub(crate) fn grow_to(&mut self, bytes: u64) {
+        if bytes > self.bytes {
+            let more = (bytes - self.bytes).max(self.bytes.clamp(STEPS.0, STEPS.1));
+            self.grow(more, if self.unpacking { 0 } else { more });
+        }
+    }
+
+    fn counter(&self) -> &std::sync::atomic::AtomicU64 {
+        let counters = &self.store.0.counters;
+        if self.unpacking { &counters.unpacking } else { &counters.coming }
+    }
+}
+
+/// The bytes of an archive that is unpacked: room is made for them as they come.
+pub(crate) struct Admitted<R> {
+    archive: R,
+    read: u64,
+    reservation: Reservation,
+}
+
+impl<R: Read> Admitted<R> {
+    pub fn new(archive: R, store: &Store) -> Self {
+        let reservation = Reservation { store: store.clone(), bytes: 0, unpacking: true };
+        Self { archive, read: 0, reservation }
+    }
+}
+
+impl<R: Read> Read for Admitted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.archive.read(buf)?;
+        self.read += n as u64;
+        self.reservation.grow_to(self.read);
+        Ok(n)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.counter().fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    fn is_over(&self, rules: &Rules, unwritten: u64) -> bool {
+        let limit = |used: u64| rules.most.is_some_and(|most| used > most);
+        limit(self.cache_bytes() + self.growing())
+            || (rules.free > 0 && disk::space(&self.layout.root).0.saturating_sub(unwritten) < rules.free)
+    }
+
+    /// Makes room for what is counted as growing, of which `unwritten` bytes are not on the disk yet.
+    pub(crate) fn admit(&self, unwritten: u64) {
+        let Some(rules) = self.budget.rules.read().clone() else { return };
+        if !self.is_over(&rules, unwritten) {
+            return;
+        }
+        let _one = self.budget.collecting.lock();
+        let rests = self.budget.futile.lock().is_some_and(|at| at.elapsed() < REST);
+        if rests || !self.is_over(&rules, unwritten) {
+            return;
+        }
+        let ahead = crate::prune::Ahead { used: self.growing() + rules.grain, unwritten };
+        let before = self.cache_bytes();
+        let mut records = 0;
+        for policy in &rules.policies {
+            match self.prune(policy, ahead, |_| {}) {
+                Ok(pruned) => records += pruned.records,
+                Err(error) => tracing::warn!(%error, "garbage cannot be collected"),
+            }
+        }
+        let freed = before.saturating_sub(self.cache_bytes());
+        if records > 0 {
+            tracing::info!(records, bytes = freed, "garbage was collected to make room");
+        }
+        if self.is_over(&rules, unwritten) {
+            *self.budget.futile.lock() = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
