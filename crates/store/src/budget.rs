@@ -38,7 +38,8 @@ struct Rules {
     most: Option<u64>,
     /// What stays free, at the price of the cache.
     free: u64,
-    /// What is freed beyond what is needed, so that the next few need nothing.
+    /// Collection begins so much below the budget, for metadata and cache mounts grow without asking, and frees as much
+    /// again, so that the next few need nothing.
     grain: u64,
 }
 
@@ -165,7 +166,7 @@ impl Drop for Reservation {
 
 impl Inner {
     fn is_over(&self, rules: &Rules, unwritten: u64) -> bool {
-        let limit = |used: u64| rules.most.is_some_and(|most| used > most);
+        let limit = |used: u64| rules.most.is_some_and(|most| used > most.saturating_sub(rules.grain));
         limit(self.cache_bytes() + self.growing())
             || (rules.free > 0 && disk::space(&self.layout.root).0.saturating_sub(unwritten) < rules.free)
     }
@@ -181,7 +182,7 @@ impl Inner {
         if rests || !self.is_over(&rules, unwritten) {
             return;
         }
-        let ahead = crate::prune::Ahead { used: self.growing() + rules.grain, unwritten };
+        let ahead = crate::prune::Ahead { used: self.growing() + 2 * rules.grain, unwritten };
         let before = self.cache_bytes();
         let mut records = 0;
         for policy in &rules.policies {

@@ -68,6 +68,7 @@ impl Store {
     pub fn usage(&self) -> Result<Vec<UsageRecord>> {
         // Nobody is shown what is about to go.
         self.released();
+        self.0.mount_records(true);
         self.0.admit(0);
         let held = self.0.held()?;
         let mut records = self.0.layer_usage(&held);

@@ -86,7 +86,7 @@ mod tests {
             record("small", day, 1 << 20, 1),
             record("compiled long ago", 30 * day, 100 << 20, 600),
         ];
-        assert_eq!(order(&records), ["copied", "small", "compiled long ago", "compiled"]);
+        assert_eq!(order(&records), ["copied", "compiled long ago", "small", "compiled"]);
     }
 
     #[test]
