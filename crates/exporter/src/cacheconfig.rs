@@ -8,6 +8,7 @@ mod format;
 mod inline;
 mod manifest;
 mod parse;
+mod seal;
 
 use kiln_oci::Descriptor;
 use kiln_stdx::Digest;
@@ -17,6 +18,7 @@ pub use format::{CacheConfig, CacheInput, CacheLayer, CacheRecord, ChainedResult
 pub use inline::{inline_records, parse_inline};
 pub use manifest::{CacheForm, CacheManifest, read_manifest, write_manifest};
 pub use parse::{ParsedCache, parse, parse_annotated, seconds};
+pub use seal::seal;
 
 /// Annotation of a layer's uncompressed digest.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";

@@ -2,7 +2,7 @@
 
 /// Rounds of damage without `KILN_HARNESS_ROUNDS`: enough to notice when something is broken altogether.
 const FEW: usize = 24;
-/// The number of rounds that other full numbers belong to.
+/// The number of rounds that the full numbers of other things belong to.
 const FULL: usize = 500;
 
 /// Returns how many rounds of damage are asked for.

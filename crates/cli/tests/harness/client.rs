@@ -3,10 +3,15 @@
 use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_testkit::Run;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::project::DEADLINE;
+
+/// How long one look takes.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A running client, and what it has printed so far.
 pub struct Client {
@@ -71,6 +76,34 @@ impl Client {
     /// Returns all it has printed.
     pub fn text(&self) -> String {
         self.said.join("\n")
+    }
+
+    /// Reads until it has come to something, or has ended.
+    ///
+    /// # Errors
+    /// Neither happens.
+    pub fn wait(&mut self, there: impl Fn(&Self) -> bool) -> Result<(), String> {
+        let deadline = Instant::now() + DEADLINE;
+        while !there(self) && !self.ended() {
+            if Instant::now() > deadline {
+                return Err(format!("the client hangs\n{}", self.text()));
+            }
+            self.read(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Reads to its end.
+    ///
+    /// # Errors
+    /// It hangs.
+    pub fn finish(&mut self) -> Result<(), String> {
+        self.wait(|_| false)?;
+        let deadline = Instant::now() + DEADLINE;
+        while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            self.said.push(line);
+        }
+        Ok(())
     }
 
     /// Checks that the client failed and said why.

@@ -1,4 +1,4 @@
-//! What can be damaged below a state root, by class, and how.
+//! What can be damaged, by class, what of it lies below a state root, and how.
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::choices::Choices;
 
-/// The classes of what lies below a root; each gets an equal share of the rounds.
+/// The classes of what can be damaged; each gets an equal share of the rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Blob,
@@ -20,10 +20,12 @@ pub enum Class {
     SocketAndLock,
     /// Version, epoch, context index, cache mounts, the engine's log.
     Rest,
+    /// What remote caches hold, and their servers.
+    Remote,
 }
 
 impl Class {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Blob,
         Self::LayerFile,
         Self::LayerDirectory,
@@ -33,6 +35,7 @@ impl Class {
         Self::History,
         Self::SocketAndLock,
         Self::Rest,
+        Self::Remote,
     ];
 
     /// Tells whether the path `name` below the root belongs to the class; `base` are the digests of the base image.
@@ -51,6 +54,7 @@ impl Class {
                 !is_dir && (parts[0] == "images" || of_base)
             }
             Self::History => matches!(name, "history.db" | "history.db-wal"),
+            Self::Remote => false,
             Self::SocketAndLock => matches!(name, "engine.sock" | "direct.sock" | "lock" | "engine.start.lock"),
             Self::Rest => {
                 let files = !is_dir && matches!(parts[0], "version" | "epoch" | "context" | "mounts" | "engine.log");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::choices::{number, seed, share};
 use crate::killed::{Remains, killed};
-use crate::project::{HOLD, Packing, Project};
+use crate::project::{HELD, HOLD, Packing, Project};
 
 /// Where the engine dies.
 #[derive(Debug, Clone, Copy)]
@@ -84,9 +84,6 @@ const PHASES: [(&str, [Place; 10]); 4] = {
         ),
     ]
 };
-
-/// What a held step says when it runs.
-const HELD: &str = "it is held";
 
 fn one(place: Place, driver: &'static str) -> Result<Remains, String> {
     let mut project = Project::fresh(driver).ok_or("no busybox")?;

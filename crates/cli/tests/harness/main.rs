@@ -3,8 +3,8 @@
 //! after which the engine has to hold no more than before them, builds on a small disk (`budget`), and repairs while builds
 //! run (`verified`).
 //!
-//! `KILN_HARNESS_ROUNDS=n` sets how much is done: 500 is the full number of damage rounds, and kills and disk copies
-//! grow with it. `KILN_HARNESS_SEED=n` chooses other rounds. What fails names the variable that repeats it.
+//! `KILN_HARNESS_ROUNDS=n` sets how much is done: 5,000 is the full number of damage rounds; kills and disk copies
+//! grow with it up to 500. `KILN_HARNESS_SEED=n` chooses other rounds. What fails names the variable that repeats it.
 
 mod budget;
 mod choices;
@@ -17,6 +17,8 @@ mod kill;
 mod killed;
 mod processes;
 mod project;
+mod remote;
 mod rounds;
 mod soak;
+mod trouble;
 mod verified;

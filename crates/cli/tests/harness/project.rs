@@ -21,8 +21,18 @@ pub const DEADLINE: Duration = Duration::from_secs(100);
 const SEEDS: [&str; 3] = ["tools", "data", "last"];
 /// A seed that makes its step wait, until it is killed.
 pub const HOLD: &str = "hold";
-/// The name that each build gives its image in the engine's image store.
-const NAME: &str = "docker.io/library/harness:1";
+/// What a step that was made to wait says first.
+pub const HELD: &str = "it is held";
+/// The name that each build gives its image in the engine's image store, and that of a build beside it.
+const NAMES: [&str; 2] = ["docker.io/library/harness:1", "docker.io/library/harness:2"];
+/// What the context has besides the seeds.
+const FILES: [(&str, &str); 5] = [
+    ("Dockerfile", DOCKERFILE),
+    ("app/one", "one\n"),
+    ("app/two", "two\n"),
+    ("app/sub/three", "three\n"),
+    ("app/sub/run", "#!/bin/sh\n"),
+];
 
 /// The steps read their seeds and leave nothing of them; the stage `data` can be made to wait.
 const DOCKERFILE: &str = r#"FROM base AS tools
@@ -85,9 +95,10 @@ impl Outcome {
         Self { digest: image.digest, root: image.root(), config: image.config }
     }
 
-    /// Says in which way another outcome differs; none when it does not.
-    pub fn difference(&self, other: &Self) -> Option<String> {
-        if self == other {
+    /// Says in which way another outcome differs; none when it does not. Where `packed`, the bytes of compressed layers
+    /// count, too.
+    fn difference(&self, other: &Self, packed: bool) -> Option<String> {
+        if self.config == other.config && self.root == other.root && (!packed || self.digest == other.digest) {
             return None;
         }
         let mut text = format!("image {} is not {}\n", other.digest, self.digest);
@@ -117,26 +128,34 @@ impl Outcome {
     }
 }
 
+/// One build of the project.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub packing: Packing,
+    pub archive: PathBuf,
+    pub context: PathBuf,
+    name: &'static str,
+    /// Further arguments.
+    pub extra: Vec<String>,
+}
+
 /// The project in an environment of its own.
 pub struct Project {
     pub env: TestEnv,
     driver: &'static str,
     /// Variables of every run.
     pub variables: Vec<(&'static str, String)>,
+    /// Layers may have come from a remote cache: those of the base image are then compressed as they are there, and by
+    /// another program than the base image's when they are compressed once more.
+    pub imported: bool,
 }
 
 impl Project {
     /// Lays out the project; none when the host has no busybox for the base image.
     pub fn new(env: TestEnv, driver: &'static str) -> Option<Self> {
-        let project = Self { env, driver, variables: Vec::new() };
+        let project = Self { env, driver, variables: Vec::new(), imported: false };
         project.base()?;
-        project.env.context(&[
-            ("Dockerfile", DOCKERFILE),
-            ("app/one", "one\n"),
-            ("app/two", "two\n"),
-            ("app/sub/three", "three\n"),
-            ("app/sub/run", "#!/bin/sh\n"),
-        ]);
+        project.env.context(&FILES);
         for name in SEEDS {
             project.set_seed(name, "first");
         }
@@ -188,6 +207,29 @@ impl Project {
         }
     }
 
+    /// Returns what the seeds are.
+    pub fn seeds(&self) -> Vec<String> {
+        let read = |name| std::fs::read_to_string(self.env.ctx().join("seeds").join(name)).unwrap_or_default();
+        SEEDS.iter().map(|name| read(name).trim().to_owned()).collect()
+    }
+
+    /// Puts seeds back to what they were.
+    pub fn restore(&self, seeds: &[String]) {
+        for (name, value) in SEEDS.iter().zip(seeds) {
+            self.set_seed(name, value);
+        }
+    }
+
+    /// Makes a context with all seeds as given, and returns its place.
+    pub fn other_context(&self, seed: &str) -> PathBuf {
+        let context = self.env.path().join("other");
+        write_tree(&context, &FILES);
+        for name in SEEDS {
+            write_tree(&context, &[(&format!("seeds/{name}"), &format!("{seed}\n"))]);
+        }
+        context
+    }
+
     /// Prepares a run of kiln.
     pub fn kiln<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Run {
         let run = self.env.kiln(args).env("KILN_SNAPSHOTTER", self.driver).deadline(DEADLINE);
@@ -199,21 +241,36 @@ impl Project {
         self.env.out("image.tar")
     }
 
+    /// Returns the build of the context.
+    pub fn job(&self, packing: Packing) -> Job {
+        Job { packing, archive: self.archive(), context: self.env.ctx(), name: NAMES[0], extra: Vec::new() }
+    }
+
+    /// Returns a build that may run beside that.
+    pub fn second(&self, packing: Packing) -> Job {
+        Job { archive: self.env.out("second.tar"), name: NAMES[1], ..self.job(packing) }
+    }
+
     /// Prepares the build, into an archive and into the engine's image store.
     pub fn build(&self, packing: Packing) -> Run {
-        let _ = std::fs::remove_file(self.archive());
-        let packing = format!("rewrite-timestamp=true,compression={},force-compression=true", packing.attribute());
+        self.run(&self.job(packing))
+    }
+
+    /// Prepares a build.
+    pub fn run(&self, job: &Job) -> Run {
+        let _ = std::fs::remove_file(&job.archive);
+        let packing = format!("rewrite-timestamp=true,compression={},force-compression=true", job.packing.attribute());
         let base = self.env.path().join("base/layout");
         let args = [
             "build".to_owned(),
             "--progress=plain".to_owned(),
             "--build-arg=SOURCE_DATE_EPOCH=1600000000".to_owned(),
             format!("--build-context=base=oci-layout://{}", base.display()),
-            format!("--output=type=image,name={NAME},{packing}"),
-            format!("--output=type=oci,dest={},{packing}", self.archive().display()),
-            self.env.ctx().display().to_string(),
+            format!("--output=type=image,name={},{packing}", job.name),
+            format!("--output=type=oci,dest={},{packing}", job.archive.display()),
+            job.context.display().to_string(),
         ];
-        self.kiln(args)
+        self.kiln(args.iter().chain(&job.extra))
     }
 
     /// Builds and compares with a cold build.
@@ -221,21 +278,37 @@ impl Project {
     /// # Errors
     /// The build fails or hangs, or its result is another, in the archive or in the image store.
     pub fn check(&self, packing: Packing) -> Result<Finished, String> {
-        let done = self.build(packing).finish();
-        if done.code != Some(0) {
-            return Err(format!("the build fails\n{}\n--- engine\n{}", done.report(), self.engine_log()));
-        }
-        let outcome = Outcome::read(&self.archive());
-        match cold(self.driver, packing).difference(&outcome) {
-            None => self.check_store(outcome.digest),
-            Some(text) => Err(text),
-        }
-        .map_err(|text| format!("{text}\n{}\n--- engine\n{}", done.report(), self.engine_log()))?;
+        self.check_job(&self.job(packing))
+    }
+
+    /// As [`Project::check`], of any build.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_job(&self, job: &Job) -> Result<Finished, String> {
+        let done = self.run(job).finish();
+        self.judge(job, done.code, &done.report())?;
         Ok(done)
     }
 
+    /// Compares what a build that has ended with `code` left behind with a cold build.
+    ///
+    /// # Errors
+    /// It failed, or its result is another, in the archive or in the image store.
+    pub fn judge(&self, job: &Job, code: Option<i32>, report: &str) -> Result<(), String> {
+        if code != Some(0) {
+            return Err(format!("the build fails: {code:?}\n{report}\n--- engine\n{}", self.engine_log()));
+        }
+        let outcome = Outcome::read(&job.archive);
+        match cold(self.driver, job.packing).difference(&outcome, !self.imported) {
+            None => self.check_store(job.name, outcome.digest),
+            Some(text) => Err(text),
+        }
+        .map_err(|text| format!("{text}\n{report}\n--- engine\n{}", self.engine_log()))
+    }
+
     /// Checks that the image store has the image under its name, whole.
-    fn check_store(&self, wanted: Digest) -> Result<(), String> {
+    fn check_store(&self, name: &str, wanted: Digest) -> Result<(), String> {
         let dir = self.env.root().join("images");
         let blob = |d: &Descriptor| {
             let data = std::fs::read(dir.join("blobs/sha256").join(d.digest.hex())).unwrap_or_default();
@@ -244,7 +317,7 @@ impl Project {
         };
         let index = std::fs::read(dir.join("index.json")).map_err(|e| format!("index of the image store: {e}"))?;
         let index = Index::from_json(&index).map_err(|e| format!("index of the image store: {e}"))?;
-        let ours = |d: &&Descriptor| d.annotations.get("io.containerd.image.name").is_some_and(|name| name == NAME);
+        let ours = |d: &&Descriptor| d.annotations.get("io.containerd.image.name").is_some_and(|known| known == name);
         let found = index.manifests.iter().find(ours).ok_or("the image store has lost the image")?;
         if found.digest != wanted || media::is_index(&found.media_type) {
             return Err(format!("the image store has {}", found.digest));

@@ -35,7 +35,7 @@ impl CacheLayers {
         if config.layers.is_empty() {
             return Ok(None);
         }
-        let config = to_ordered_json("cache config", &config)?.into();
+        let config = cacheconfig::seal(&to_ordered_json("cache config", &config)?).into();
         let blobs = blobs.iter().filter_map(|blob| self.contents.get(&blob.digest).cloned()).collect();
         Ok(Some(ObjectCache { blobs, config, context: self.context }))
     }

@@ -29,9 +29,10 @@ pub fn parse(config: &[u8], blobs: &BTreeMap<Digest, Descriptor>) -> Result<Pars
 /// Reads a config that tells itself what its layers are, as stores without manifests keep it.
 ///
 /// # Errors
-/// Bytes that are no JSON object.
+/// Bytes that are no JSON object, or that were changed since they were sealed ([`super::seal()`]).
 pub fn parse_annotated(config: &[u8]) -> Result<ParsedCache, JsonError> {
-    let config: CacheConfig = serde_json::from_slice(config).map_err(|e| JsonError::new("cache config", e))?;
+    let config: CacheConfig =
+        serde_json::from_slice(&super::seal::open(config)?).map_err(|e| JsonError::new("cache config", e))?;
     let blobs = config.layers.iter().filter_map(annotated).map(|blob| (blob.digest, blob)).collect();
     Ok(from_config(&config, &blobs))
 }

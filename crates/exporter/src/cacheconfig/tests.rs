@@ -275,3 +275,26 @@ fn a_config_without_a_manifest_tells_what_its_layers_are() {
     }
     assert!(parse_annotated(b"<html>").is_err());
 }
+
+#[test]
+fn a_sealed_config_is_read_as_it_was_or_not_at_all() {
+    let nodes = [root("source"), step("run", vec![vec![link(0)]], &["a", "b"])];
+    let text = json(&build_annotated(&nodes).0);
+    let (plain, sealed) = (parse_annotated(text.as_bytes()).unwrap(), seal(text.as_bytes()));
+    assert_eq!(parse_annotated(&sealed).unwrap(), plain);
+    // Other readers see one field more.
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&sealed).unwrap();
+    let digest = Digest::of(text.as_bytes()).to_string();
+    assert_eq!((fields.len(), &fields["io.kiln.digest"]), (3, &serde_json::Value::from(digest)));
+    for place in 0..sealed.len() {
+        for bit in 0..8 {
+            let mut changed = sealed.clone();
+            changed[place] ^= 1 << bit;
+            assert!(parse_annotated(&changed).is_ok_and(|read| read == plain) || parse_annotated(&changed).is_err());
+        }
+        if let Ok(read) = parse_annotated(&sealed[..place]) {
+            panic!("{read:?} of {place} bytes");
+        }
+    }
+    assert_eq!(seal(b"{}"), b"{}");
+}
