@@ -215,9 +215,11 @@ impl Remotes {
 
 /// Cuts, changes or exchanges one of these, or names one that is to go.
 fn spoil(all: &mut [(String, &mut Vec<u8>)], choices: &mut Choices) -> (String, Option<String>) {
-    let count = all.len();
-    let other = choices.below(count);
-    let Some((name, bytes)) = all.get_mut(choices.below(count)) else { return ("there is nothing".to_owned(), None) };
+    // What lists the others is but one of many, and the worst to lose a bit of.
+    let lists: Vec<usize> = (0..all.len()).filter(|at| all[*at].0.contains("manifest")).collect();
+    let (other, any) = (choices.below(all.len()), choices.below(all.len()));
+    let chosen = if choices.below(2) == 0 { choices.pick(&lists).copied().unwrap_or(any) } else { any };
+    let Some((name, bytes)) = all.get_mut(chosen) else { return ("there is nothing".to_owned(), None) };
     let name = name.clone();
     let how = match choices.below(4) {
         0 => return (format!("{name}: delete"), Some(name)),

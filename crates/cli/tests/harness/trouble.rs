@@ -134,6 +134,7 @@ pub fn cancelled(project: &Project, job: &Job, choices: &mut Choices) -> Result<
     let said = client.said.len();
     client.signal(signal);
     client.finish()?;
+    project.set_seed("data", "let go");
     told(&client, signal == Signal::KILL)?;
     Ok(format!("a build is cancelled by {signal:?} after {said} lines, exit {:?}", client.code))
 }
