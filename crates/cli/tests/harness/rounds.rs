@@ -77,7 +77,9 @@ impl Series {
             }
             Trouble::Fault => {
                 let job = self.job();
-                self.project.reseed(&mut self.choices);
+                // All steps run, for the sooner it is met.
+                let seeds: Vec<String> = (0..3).map(|_| self.choices.next().to_string()).collect();
+                self.project.restore(&seeds);
                 trouble::faulted(&mut self.project, &job, &mut self.choices)?
             }
             Trouble::Collect => trouble::budget(&mut self.project, &mut self.choices),
