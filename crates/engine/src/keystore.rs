@@ -13,7 +13,6 @@
 //! A record is only a claim: loading it checks that its layers are there and whole, and what is not is forgotten.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use kiln_solver::{
@@ -175,7 +174,8 @@ impl KeyStore<ImmutableRef> for StoreKeys {
         }
         let json = serde_json::to_vec(&Record { layers }).map_err(|e| KeyStoreError::new(ErrorClass::Bug, e))?;
         let id = RecordId(rand_id());
-        let mut changes = vec![(record_key(save.key, &id, save.made), Some(json))];
+        let now = self.store.clock().unix_nanos();
+        let mut changes = vec![(record_key(save.key, &id, now, save.made), Some(json))];
         changes.extend(existing.into_iter().skip(RECORDS_PER_KEY - 1).map(|(row, _)| (row, None)));
         self.records.batch(changes);
         if self.gone.get(save.key.0.as_bytes()).is_some() {
@@ -291,10 +291,9 @@ fn parse_link(bytes: &[u8]) -> Option<Backlink> {
     Some(Backlink { from: KeyId(digest(0..32)?), link: Link { op: OutputKey(digest(32..64)?), input, selector } })
 }
 
-/// Newest first: the age field counts down. A result that was not made just now is as old as it was where it comes from.
-fn record_key(key: KeyId, id: &RecordId, made: Option<u64>) -> Vec<u8> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+/// Newest first: the age field counts down, in nanoseconds since 1970. A result that was not made just now is as old as it
+/// was where it comes from.
+fn record_key(key: KeyId, id: &RecordId, now: u64, made: Option<u64>) -> Vec<u8> {
     let age = u64::MAX - made.unwrap_or(now).min(now);
     [key.0.as_bytes().as_slice(), &age.to_be_bytes(), id.0.as_bytes()].concat()
 }

@@ -3,10 +3,12 @@
 //! A hook costs one relaxed atomic load while nothing is armed. Hooks are armed by [`arm`] in the same process
 //! or by the variable `KILN_FAULT` (`name:action[:nth]`, several separated by `,`), read once. Actions are
 //! `error` (EIO), `enospc` and `kill` (SIGKILL to this process). `nth` counts from 1; the default is 1; the hook
-//! disarms itself when it fires.
+//! disarms itself when it fires. A simulator watches the hooks of its own threads with [`observe`].
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
@@ -29,10 +31,26 @@ const ARMED: u8 = 2;
 static STATE: AtomicU8 = AtomicU8::new(UNREAD);
 static HOOKS: Mutex<BTreeMap<String, (Action, u32)>> = Mutex::new(BTreeMap::new());
 
+/// Hears of every hook that a thread passes, and may make it fail.
+pub type Observer = Arc<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
+
+thread_local! {
+    static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
+}
+
+/// Has `observer` called at every hook that this thread passes from now on, before what is armed; `None` ends that.
+pub fn observe(observer: Option<Observer>) {
+    if observer.is_some() {
+        read_environment();
+        STATE.store(ARMED, Ordering::SeqCst);
+    }
+    OBSERVER.with(|slot| *slot.borrow_mut() = observer);
+}
+
 /// Passes, unless a test armed the hook of this name.
 ///
 /// # Errors
-/// The error the hook was armed with.
+/// The error the hook was armed with, or that the thread's observer returned.
 pub fn point(name: &str) -> io::Result<()> {
     match STATE.load(Ordering::Relaxed) {
         IDLE => Ok(()),
@@ -78,6 +96,9 @@ fn read_environment() {
 }
 
 fn fire(name: &str) -> io::Result<()> {
+    if let Some(observer) = OBSERVER.with(|slot| slot.borrow().clone()) {
+        observer(name)?;
+    }
     let action = {
         let mut hooks = HOOKS.lock();
         match hooks.get_mut(name) {
@@ -114,6 +135,21 @@ mod tests {
         assert!(point("test.other").is_ok());
         assert_eq!(point("test.point").unwrap_err().raw_os_error(), Some(libc::ENOSPC));
         assert!(point("test.point").is_ok());
-        disarm_all();
+    }
+
+    #[test]
+    fn an_observer_hears_its_own_thread_only() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let log = heard.clone();
+        observe(Some(Arc::new(move |name| {
+            log.lock().push(name.to_owned());
+            if name == "test.bad" { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+        })));
+        assert!(point("test.good").is_ok());
+        assert!(point("test.bad").is_err());
+        std::thread::spawn(|| point("test.bad")).join().unwrap().unwrap();
+        observe(None);
+        assert!(point("test.bad").is_ok());
+        assert_eq!(*heard.lock(), ["test.good", "test.bad"]);
     }
 }

@@ -1,7 +1,7 @@
 //! Checks before use, and what follows from a bad one: unpack again from a good blob, else drop the layer and all that
 //! was made on it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -161,8 +161,11 @@ impl Inner {
         if info != Some(expected.len() as u64)
             || (depth == Depth::Digest && disk::read(&dir.info()).as_deref() != Some(&expected))
         {
+            let behind = disk::read(&dir.info()).is_some_and(|bytes| record.is_akin(&bytes));
             disk::replace(&dir.info(), self.layout.tmp(), &expected, "store.info.rename", false)?;
-            self.log.add(format!("layer {}", cell.id), "its record's file", RepairAction::Repaired);
+            if !behind {
+                self.log.add(format!("layer {}", cell.id), "its record's file", RepairAction::Repaired);
+            }
         }
         Ok(())
     }
@@ -225,7 +228,8 @@ impl Inner {
 
     /// Drops a layer and every layer that was made on it.
     pub(crate) fn drop_layer(&self, id: LayerId) {
-        let mut doomed = HashSet::from([id]);
+        // In order, so that a simulation can be repeated.
+        let mut doomed = BTreeSet::from([id]);
         {
             let layers = self.layers.lock();
             doomed.extend(layers.by_id.values().filter(|c| c.record().chain.contains(&id)).map(|c| c.id));

@@ -430,7 +430,7 @@ impl Inner {
 
     /// Drops layers whose chain has lost a member: they cannot be used, and would never be asked for.
     fn drop_orphans(&self) {
-        let orphans: Vec<LayerId> = {
+        let orphans: std::collections::BTreeSet<LayerId> = {
             let layers = self.layers.lock();
             let lost = |cell: &&Arc<LayerCell>| cell.record().chain.iter().any(|id| !layers.by_id.contains_key(id));
             layers.by_id.values().filter(lost).map(|cell| cell.id).collect()

@@ -146,4 +146,10 @@ impl LayerRecord {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(disk::unseal(KIND, bytes)?).ok()
     }
+
+    /// Tells whether `bytes` are a whole record of the same layer. One that differs is no damage: the file is written before
+    /// the row of the metadata, and when the machine died between the two the row tells what was before.
+    pub fn is_akin(&self, bytes: &[u8]) -> bool {
+        Self::decode(bytes).is_some_and(|other| other.id == self.id)
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kiln_oci::ChainId;
 use kiln_snapshot::{LayerManifest, Tree};
-use kiln_stdx::{Clock, SystemClock};
+use kiln_stdx::{Clock, SystemClock, fault};
 use parking_lot::Mutex;
 
 use crate::blob::BlobTable;
@@ -243,6 +243,10 @@ impl Inner {
 
     /// Moves a directory out of the way at once and returns where it is to be deleted.
     fn put_aside(&self, path: &Path) -> PathBuf {
+        // What is to go stays where it is if the rename fails, too.
+        if fault::point("store.discard").is_err() {
+            return path.to_owned();
+        }
         let aside = self.layout.tmp();
         if fs::rename(path, &aside).is_ok() { aside } else { path.to_owned() }
     }

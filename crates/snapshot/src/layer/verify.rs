@@ -21,6 +21,9 @@ pub fn verify_stat(manifest: &LayerManifest, fs: &Path) -> Result<(), Damage> {
     let entries = manifest.entries();
     // Below that, a thread costs more than it saves.
     let threads = sys::workers().min(entries.len() / 512).max(1);
+    if threads == 1 {
+        return verify_part(entries, fs);
+    }
     let part = entries.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let checks: Vec<_> = entries.chunks(part).map(|chunk| scope.spawn(move || verify_part(chunk, fs))).collect();
