@@ -1,8 +1,8 @@
 //! The simulator of the solver and the store together: random graphs, concurrent builds, pruning, damage, failing writes
 //! and deaths at every write, against the real store on a file system in memory, compared with a naive evaluator.
 //!
-//! `KILN_SIM_SEEDS=n` sets how many seeds a run has, `KILN_SIM_SEED=n` runs one, `KILN_SIM_TRACE=1` adds its trace to the
-//! message of a failure.
+//! `KILN_SIM_SEEDS=n` sets how many seeds a run has, `KILN_SIM_FIRST=n` at which it begins, `KILN_SIM_SEED=n` runs one,
+//! `KILN_SIM_TRACE=1` adds its trace to the message of a failure.
 //!
 //! The solver is the real one on a runtime of one thread; each call of an operation or of the key store waits at a gate
 //! (`gate`) until the seed lets it go on. Operations (`op`) make layers of a few bytes, whose content follows from their
@@ -27,7 +27,7 @@ use history::Outcome;
 use tempfile::TempDir;
 
 /// How many seeds a run has when nothing else is said.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 60;
 /// Of so many seeds one dies at every write of its first life in turn.
 const EVERY: u64 = 50;
 
