@@ -147,6 +147,7 @@ impl Op<ImmutableRef> for SimOp {
 
     async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
         let _holding = self.sim.hold(inputs);
+        self.alive()?;
         self.sim.checks.lock().execute(&self.sim.world, self.def, &self.sim.store);
         if !self.sim.gate.pass(format!("execute v{}", self.def), cx.cancel()).await {
             return Err(OpError::canceled());
