@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use kiln_stdx::{Digest, DigestHasher};
-use kiln_store::{ImmutableRef, LayerId, Store, StoreError, VerifyReport};
+use kiln_store::{ImmutableRef, LayerId, Problem, Store, StoreError, VerifyReport};
 
 use crate::rng::join;
 use crate::world::{Files, World};
@@ -145,8 +145,9 @@ pub fn read(result: &ImmutableRef) -> Result<Files, StoreError> {
     Ok(files)
 }
 
-/// Tells what is wrong with a store of which nothing is in use but what was damaged.
-pub fn between_lives(store: &Store, damaged: &BTreeSet<String>) -> Result<VerifyReport, String> {
+/// Tells what is wrong with a store of which nothing is in use but what was damaged. After a death a row may tell of a blob
+/// that was pruned.
+pub fn between_lives(store: &Store, damaged: &BTreeSet<String>, died: bool) -> Result<VerifyReport, String> {
     store.finish_sweep();
     for name in ["drafts", "tmp"] {
         let left = names(&store.root().join(name));
@@ -161,7 +162,8 @@ pub fn between_lives(store: &Store, damaged: &BTreeSet<String>) -> Result<Verify
     }
     let report = store.verify(false).map_err(|e| format!("verify: {e}"))?;
     let expected = |subject: &str| subject == "meta.db" || damaged.iter().any(|name| subject.contains(name.as_str()));
-    match report.problems.iter().find(|problem| !expected(&problem.subject)) {
+    let pruned = |problem: &Problem| died && problem.what == "file is missing";
+    match report.problems.iter().find(|problem| !expected(&problem.subject) && !pruned(problem)) {
         Some(problem) => Err(format!("found, though nothing damaged it: {} {}", problem.subject, problem.what)),
         None => Ok(report),
     }

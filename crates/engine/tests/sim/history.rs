@@ -217,7 +217,7 @@ impl History {
     /// Looks at a store that was just opened: nothing may be wrong with it but what was damaged.
     fn look_at(&mut self, store: &Store, machine: &Machine, last: bool) -> Result<(), String> {
         let damaged = self.checks.lock().damaged.clone();
-        let looked = check::between_lives(store, &damaged);
+        let looked = check::between_lives(store, &damaged, self.deaths > 0);
         if machine.is_dead() {
             return Ok(());
         }

@@ -27,8 +27,6 @@ pub struct SimJob {
     attempt: u32,
     /// Whether another build was open when this attempt began.
     shared: bool,
-    /// How much was damaged when this attempt began.
-    damages: u64,
     job: Option<Arc<Job<ImmutableRef>>>,
     outcomes: Arc<Mutex<Vec<(usize, Outcome)>>>,
     answered: usize,
@@ -85,7 +83,6 @@ impl Life {
             ignores,
             attempt: 0,
             shared: false,
-            damages: 0,
             job: None,
             outcomes: Arc::default(),
             answered: 0,
@@ -173,7 +170,6 @@ impl Life {
         job.shared = shared;
         job.answered = 0;
         job.cancelled = false;
-        job.damages = self.shared.checks.lock().damages;
         let world = &self.shared.world;
         let defs: Vec<usize> = job.wants.iter().map(|(def, _)| *def).collect();
         let mut vertices = Vec::new();
@@ -249,21 +245,18 @@ impl Life {
         Ok(())
     }
 
-    /// A build failed: for damage it is tried again, as the engine does. The second attempt has to succeed unless there was
-    /// more damage, or another build that is not over has results that are damaged and shares them.
+    /// A build failed: for damage it is tried again. Each attempt may meet one damage; another build that is not over may
+    /// have results that are damaged and share them once more.
     fn failed(&mut self, at: usize, def: usize, class: ErrorClass, error: &str) -> Result<(), String> {
         if self.shared.machine.is_dead() {
             return Ok(());
         }
         let damages = self.shared.checks.lock().damages;
-        let shares = self
-            .jobs
-            .iter()
-            .enumerate()
-            .any(|(other, job)| other != at && (job.job.is_some() || job.closing.is_some()));
+        let open = |job: &SimJob| job.job.is_some() || job.closing.is_some();
+        let shares = self.jobs.iter().enumerate().any(|(other, job)| other != at && open(job));
         let job = &mut self.jobs[at];
         let space = self.shared.machine.failed() > 0;
-        let excused = damages > if job.attempt == 1 || job.shared || shares { 0 } else { job.damages };
+        let excused = damages >= u64::from(job.attempt) || (damages > 0 && (job.shared || shares));
         if (class == ErrorClass::Damage && excused) || space {
             job.retry = true;
             return Ok(());
