@@ -300,6 +300,8 @@ fn record_key(key: KeyId, id: &RecordId, now: u64, made: Option<u64>) -> Vec<u8>
 
 #[cfg(test)]
 mod tests {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
     use super::*;
 
     #[tokio::test]
