@@ -81,7 +81,8 @@ async fn form_blob(
     let descriptor = descriptor
         .ok_or_else(|| EngineError::new(ErrorClass::Bug, format!("layer {} has no form {digest}", layer.id())))?;
     // Not as the one who fetches for others: they may use the network.
-    if progress.offline() && locators(progress, layer, digest).iter().all(|locator| is_remote(locator)) {
+    let cached = layer.origin().is_some_and(|origin| origin.starts_with(CACHED));
+    if progress.offline() && !cached && reachable(progress, layer, digest).is_empty() {
         return Err(not_here(layer, digest));
     }
     parts.fetches.run(*digest, fetch(parts, progress, layer, &descriptor, begun)).await
@@ -102,9 +103,7 @@ async fn fetch(
     };
     let mut failure = None;
     let offline = progress.offline();
-    let mut places = places(progress, layer, &descriptor.digest);
-    // Caches behind the network were not imported.
-    places.retain(|place| !offline || !matches!(place, Place::Named(locator) if is_remote(locator)));
+    let mut places = reachable(progress, layer, &descriptor.digest);
     while let Some(place) = places.pop_front() {
         let session = open().into_iter().next();
         let source = match &place {
@@ -175,6 +174,15 @@ fn is_known(progress: &Progress, digest: &Digest) -> bool {
 fn not_here(layer: &Layer, digest: &Digest) -> EngineError {
     let from = layer.origin().map(|origin| format!(" of {origin}")).unwrap_or_default();
     missing(format!("layer {digest}{from}"))
+}
+
+/// Returns the places that may be asked. An offline build has imported no caches behind the network.
+fn reachable(progress: &Progress, layer: &Layer, digest: &Digest) -> VecDeque<Place> {
+    let mut places = places(progress, layer, digest);
+    if progress.offline() {
+        places.retain(|place| !matches!(place, Place::Named(locator) if is_remote(locator)));
+    }
+    places
 }
 
 /// Tells whether a locator names a place behind the network.

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use kiln_oci::{Descriptor, media};
+use kiln_oci::Descriptor;
 use kiln_session::{ContentStore, Session};
 use kiln_stdx::{Digest, limits};
 use kiln_store::Store;

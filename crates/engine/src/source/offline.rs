@@ -14,6 +14,7 @@ use super::lookup;
 use super::meta;
 use super::pins::Pins;
 use super::resolve::{ImageOrigin, described, kept, resolve};
+use super::stack::StackSource;
 use crate::bridge::Bridge;
 use crate::error::EngineError;
 use crate::request::SolveRequest;
@@ -144,10 +145,6 @@ impl PinnedImage {
 
 #[async_trait]
 impl ImageOrigin for PinnedImage {
-    fn name(&self) -> String {
-        self.reference.to_string()
-    }
-
     async fn root(&self) -> Result<Descriptor, EngineError> {
         let name = self.name();
         let digest: Option<Digest> = self.reference.digest().copied().or_else(|| Pins::new(&self.store).image(&name));
@@ -161,6 +158,17 @@ impl ImageOrigin for PinnedImage {
         let platform = descriptor.platform.as_ref().map(|p| format!(" for {p}")).unwrap_or_default();
         let gone = || missing(format!("image {}{platform} ({})", self.name(), descriptor.digest));
         kept(&self.store, descriptor.digest).await.ok_or_else(gone)
+    }
+}
+
+#[async_trait]
+impl StackSource for PinnedImage {
+    fn name(&self) -> String {
+        self.reference.to_string()
+    }
+
+    async fn has(&self, descriptor: &Descriptor) -> Result<bool, EngineError> {
+        Ok(self.store.blob(&descriptor.digest).is_some())
     }
 
     async fn layer(
