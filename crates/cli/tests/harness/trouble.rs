@@ -162,7 +162,8 @@ pub fn faulted(project: &mut Project, job: &Job, choices: &mut Choices) -> Resul
     let Some(&(hook, most)) = choices.pick(&HOOKS) else { return Ok(String::new()) };
     let action = ["kill", "kill", "kill", "error", "enospc"][choices.below(5)];
     // Not everything has to run again, so the first passings are the likelier ones.
-    let nth = 1 + choices.below(1 + choices.below(most));
+    let last = 1 + choices.below(most);
+    let nth = 1 + choices.below(last);
     let fault = format!("{hook}:{action}:{nth}");
     let mut client = Client::start(project.run(job).env("KILN_FAULT", &fault));
     client.finish()?;
