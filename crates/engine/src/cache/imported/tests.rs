@@ -1,3 +1,5 @@
+//! A cache that misbehaves is left, and told of once.
+
 use std::collections::VecDeque;
 
 use kiln_exporter::cacheconfig::{CacheNode, CacheResult};
