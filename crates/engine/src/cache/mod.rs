@@ -42,10 +42,13 @@ pub async fn import(bridge: &Bridge, spec: &CacheSpec) -> Result<(), EngineError
     if !matches!(spec.kind.as_str(), "registry" | "local") && Kind::parse(&spec.kind).is_none() {
         return Err(EngineError::user(format!("unknown cache importer: {}", spec.kind)));
     }
-    mounts::import::register(bridge, spec)?;
     let build = bridge.build();
+    let left_out = build.settings.offline && spec.kind != "local";
+    if !left_out {
+        mounts::import::register(bridge, spec)?;
+    }
     let vertex = build.start(&format!("importing cache manifest from {}", name(spec)));
-    let found = match build.settings.offline && spec.kind != "local" {
+    let found = match left_out {
         true => Err(EngineError::user("the build is offline")),
         false => read(bridge, spec).await,
     };
