@@ -162,7 +162,12 @@ impl Life {
 
     async fn begin(&mut self, at: usize, reverse: bool) -> Result<(), String> {
         let events = |_: VertexEvent| {};
-        let spec = JobSpec { context: Arc::new(()), events: Arc::new(events), imports: Vec::new() };
+        let spec = JobSpec {
+            context: Arc::new(()),
+            events: Arc::new(events),
+            imports: Vec::new(),
+            apart: self.jobs[at].attempt > 0,
+        };
         let open = self.solver.job(spec).await.map_err(|e| format!("open: {e}"))?;
         let shared = self.jobs.iter().any(|job| job.job.is_some() || job.closing.is_some());
         let job = &mut self.jobs[at];
