@@ -77,7 +77,7 @@ pub(crate) fn layer_bytes(manifest: &LayerManifest, dir: &LayerDir, encoded: u64
     // The directory of the layer, and its `info`.
     let own = blocks(encoded) + 2 * BLOCK;
     let Ok(top) = fs::File::open(dir.fs()) else { return own + blocks(manifest.total_size()) };
-    let mut names: HashMap<u32, u64> = HashMap::new();
+    let mut names: HashMap<u32, usize> = HashMap::new();
     for group in manifest.entries().iter().filter_map(|entry| entry.nlink_group) {
         *names.entry(group).or_default() += 1;
     }
@@ -91,7 +91,7 @@ pub(crate) fn layer_bytes(manifest: &LayerManifest, dir: &LayerDir, encoded: u64
         let Ok(found) = found else { continue };
         let bytes = u64::try_from(found.st_blocks).unwrap_or_default() * 512;
         let is_dir = rustix::fs::FileType::from_raw_mode(found.st_mode) == rustix::fs::FileType::Directory;
-        let links = u64::try_from(found.st_nlink).unwrap_or_default();
+        let links = usize::try_from(found.st_nlink).unwrap_or(usize::MAX);
         total += match entry.nlink_group {
             _ if is_dir => bytes,
             // Counted with the first of its names, if all of them are here.

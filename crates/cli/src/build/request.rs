@@ -82,34 +82,7 @@ pub fn build(
     if options.pull {
         attrs.insert("image-resolve-mode".to_owned(), "pull".to_owned());
     }
-    let platform = options.platform.as_ref().map(ToString::to_string);
-    let shm_size = options.shm_size.map(|b| b.to_string());
-    let hosts = Some(options.add_hosts.clone()).filter(|v| !v.is_empty());
-    let ulimits = Some(options.ulimits.clone()).filter(|v| !v.is_empty());
-    let ca = options.build_ca.as_ref().map(|_| ca::SESSION_ID.to_owned());
-    // Engines of others know nothing of it and empty the mounts of steps whose cache is ignored.
-    let mounts = match (options.empty_mounts, &options.no_cache) {
-        (true, _) => Some("empty".to_owned()),
-        (false, Some(_)) => Some("keep".to_owned()),
-        (false, None) => None,
-    };
-    for (name, value) in [
-        (attrs::CACHE_MOUNTS, mounts),
-        (attrs::MAX_AGE, options.max_age.map(|seconds| seconds.to_string())),
-        (attrs::OFFLINE, options.offline.then(|| "true".to_owned())),
-        ("target", options.target.clone()),
-        ("no-cache", options.no_cache.clone()),
-        ("platform", platform),
-        ("force-network-mode", options.network.clone()),
-        ("add-hosts", hosts),
-        ("shm-size", shm_size),
-        ("ulimit", ulimits),
-        (attrs::BUILD_CA, ca),
-    ] {
-        if let Some(value) = value {
-            attrs.insert(name.to_owned(), value);
-        }
-    }
+    attrs.extend(single(options));
     if !imports.is_empty() {
         let json = serde_json::to_string(&imports).map_err(|e| CliError::user(format!("invalid cache: {e}")))?;
         attrs.insert("cache-imports".to_owned(), json);
@@ -126,6 +99,35 @@ pub fn build(
     let exporters = options.outputs.iter().map(|o| exporter(o, options)).collect::<Result<_, _>>()?;
     let frontend = frontend.into();
     Ok(BuildRequest { frontend, attrs, exporters, imports, exports, entitlements, definition: None, policy: None })
+}
+
+/// Returns the attributes that stand for one option each.
+fn single(options: &BuildOptions) -> impl Iterator<Item = (String, String)> {
+    let platform = options.platform.as_ref().map(ToString::to_string);
+    let shm_size = options.shm_size.map(|b| b.to_string());
+    let hosts = Some(options.add_hosts.clone()).filter(|v| !v.is_empty());
+    let ulimits = Some(options.ulimits.clone()).filter(|v| !v.is_empty());
+    let ca = options.build_ca.as_ref().map(|_| ca::SESSION_ID.to_owned());
+    // Engines of others know nothing of it and empty the mounts of steps whose cache is ignored.
+    let mounts = match (options.empty_mounts, &options.no_cache) {
+        (true, _) => Some("empty".to_owned()),
+        (false, Some(_)) => Some("keep".to_owned()),
+        (false, None) => None,
+    };
+    let all = [
+        (attrs::CACHE_MOUNTS, mounts),
+        (attrs::MAX_AGE, options.max_age.map(|seconds| seconds.to_string())),
+        (attrs::OFFLINE, options.offline.then(|| "true".to_owned())),
+        ("target", options.target.clone()),
+        ("no-cache", options.no_cache.clone()),
+        ("platform", platform),
+        ("force-network-mode", options.network.clone()),
+        ("add-hosts", hosts),
+        ("shm-size", shm_size),
+        ("ulimit", ulimits),
+        (attrs::BUILD_CA, ca),
+    ];
+    all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)))
 }
 
 fn frontend(options: &BuildOptions, attrs: &mut BTreeMap<String, String>) -> Result<&'static str, CliError> {
