@@ -348,6 +348,10 @@ impl<'a> Commit<'a> {
                 self.context.progress.warn(message);
             }
             let inherited = inherited_layers(entry)?;
+            // Other times can be given to files only.
+            if epoch.is_some() && reference.layers().iter().skip(inherited).any(|layer| !layer.is_unpacked()) {
+                self.context.remote.unpack(reference)?;
+            }
             for (number, layer) in reference.layers().iter().enumerate() {
                 jobs.push((at, layer, epoch.filter(|_| number >= inherited)));
             }

@@ -77,6 +77,11 @@ impl SessionError {
         }
     }
 
+    /// Tells whether bytes could not be handed on since the peer takes none any more.
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+
     /// Tells whether the peer says that the thing asked for does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Rejected(s) if matches!(s.code(), Code::NotFound | Code::Unimplemented))

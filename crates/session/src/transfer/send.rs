@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -22,6 +23,8 @@ use crate::proto::fs::{Packet, Stat};
 const READERS: usize = 4;
 /// Largest piece of a content, in bytes.
 const PIECE: usize = 64 * 1024;
+/// How long a receiver that takes nothing more has to say why.
+const LAST_WORD: Duration = Duration::from_secs(10);
 
 /// A tree to send.
 pub trait TreeSource: Send + Sync + 'static {
@@ -133,17 +136,23 @@ async fn converse<S: TreeSource>(
     threads: &mut tokio::task::JoinSet<Result<(), SessionError>>,
 ) -> Result<(), SessionError> {
     let options = &shared.options;
-    let mut seen = 0;
+    let (mut seen, mut broken) = (0, None);
     loop {
+        let idle = if broken.is_some() { options.idle.min(LAST_WORD) } else { options.idle };
         let packet = tokio::select! {
             () = options.cancel.cancelled() => return Err(SessionError::Canceled { what: "sending files" }),
             Some(done) = threads.join_next() => {
-                done.map_err(|e| SessionError::io("sending files", io::Error::other(e)))??;
+                match done.map_err(|e| SessionError::io("sending files", io::Error::other(e)))? {
+                    // The receiver takes nothing any more: its own stream says why.
+                    Err(error) if error.is_broken_pipe() => broken = broken.or(Some(error)),
+                    done => done?,
+                }
                 continue;
             }
-            packet = tokio::time::timeout(options.idle, incoming.next()) => packet,
+            packet = tokio::time::timeout(idle, incoming.next()) => packet,
         };
         let packet = match packet {
+            Err(_) | Ok(None) if broken.is_some() => return broken.map_or(Ok(()), Err),
             Err(_) => {
                 // A receiver that takes what it is sent has no need to speak.
                 let bytes = shared.bytes.load(Ordering::Relaxed);
@@ -226,5 +235,48 @@ impl<S: TreeSource> Shared<S> {
             }
         }
         self.put(data(Bytes::new()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lists one file, and says when nobody took it.
+    struct Refused(Mutex<Option<tokio::sync::oneshot::Sender<()>>>);
+
+    impl TreeSource for Refused {
+        fn walk(&self, emit: &mut dyn FnMut(Stat) -> io::Result<()>) -> io::Result<()> {
+            let taken = emit(Stat { path: "a".into(), ..Stat::default() });
+            let told = self.0.lock().take();
+            let _ = told.map(|told| told.send(()));
+            taken
+        }
+
+        fn open(&self, _: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+            Ok(Box::new(io::empty()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_takes_nothing_more_has_the_last_word() {
+        for last in [Some(Status::unknown("no space left on device")), None] {
+            let (told, refused) = tokio::sync::oneshot::channel();
+            let (outgoing, gone) = mpsc::channel(1);
+            drop(gone);
+            let answer = last.clone();
+            let incoming = futures::stream::once(async move {
+                let _ = refused.await;
+                answer.map(Err::<Packet, _>)
+            });
+            let incoming = Box::pin(incoming.filter_map(futures::future::ready));
+            let source = Refused(Mutex::new(Some(told)));
+            let sent = send(incoming, outgoing, source, Ending::Closed, &TransferOptions::default()).await;
+            let text = sent.unwrap_err().to_string();
+            match last {
+                Some(_) => assert!(text.contains("no space left on device"), "{text}"),
+                None => assert!(text.contains("broken pipe") || text.contains("ended the transfer early"), "{text}"),
+            }
+        }
     }
 }
