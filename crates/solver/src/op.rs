@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use kiln_stdx::{Digest, ErrorClass};
 
 use crate::context::OpContext;
-use crate::key::KeyRecord;
+use crate::key::{KeyRecord, OutputKey};
 use crate::miss::Difference;
 
 /// How an operation is keyed and run. `R` is what it makes, a cheap handle whose drop releases what it stands for.
@@ -59,12 +59,23 @@ pub trait Op<R>: Send + Sync {
 pub struct CacheMap {
     /// The canonical digest of the operation without its inputs; equal to BuildKit's for equal operations.
     pub digest: Digest,
+    /// Other digests that name the same, of an operation without inputs: what is made from its result is found by any of
+    /// them, and is kept under all. BuildKit knows an image by its manifest and by its layers, and where the first led to
+    /// a result its caches do not tell the second.
+    pub also: Vec<Digest>,
     /// The same as named fields.
     pub record: KeyRecord,
     /// One for each input.
     pub deps: Vec<DepMap>,
     /// Whether the digest means anything beyond this run.
     pub life: KeyLife,
+}
+
+impl CacheMap {
+    /// Returns the keys of an output of an operation without inputs; the first is that of its results.
+    pub fn roots(&self, index: u32) -> impl Iterator<Item = OutputKey> + '_ {
+        std::iter::once(&self.digest).chain(&self.also).map(move |digest| OutputKey::new(digest, index))
+    }
 }
 
 /// How long a key is good for.

@@ -60,6 +60,7 @@ impl Op<ImmutableRef> for Build {
             .finish();
         Ok(CacheMap {
             digest,
+            also: Vec::new(),
             record: KeyRecord::new().with("op", "build").with("file", self.file().to_owned()),
             deps: vec![DepMap::default(); self.inputs],
             life: KeyLife::Stored,

@@ -64,6 +64,7 @@ impl Op<ImmutableRef> for Diff {
         let inputs = [self.lower, self.upper].into_iter().flatten().count();
         Ok(CacheMap {
             digest: self.digest()?,
+            also: Vec::new(),
             record: KeyRecord::new().with("op", "diff"),
             deps: vec![DepMap::default(); inputs],
             life: KeyLife::Stored,

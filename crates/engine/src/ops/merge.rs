@@ -60,6 +60,7 @@ impl Op<ImmutableRef> for Merge {
     async fn cache_map(&self, _: &OpContext) -> Result<CacheMap, OpError> {
         Ok(CacheMap {
             digest: self.digest()?,
+            also: Vec::new(),
             record: KeyRecord::new().with("op", "merge").with("inputs", self.inputs.len().to_string()),
             deps: vec![DepMap::default(); self.inputs.len()],
             life: KeyLife::Stored,

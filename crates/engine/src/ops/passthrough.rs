@@ -27,6 +27,7 @@ impl Op<ImmutableRef> for Passthrough {
     async fn cache_map(&self, _: &OpContext) -> Result<CacheMap, OpError> {
         Ok(CacheMap {
             digest: Digest::of(format!("buildkit.passthrough.v0:{}:{:?}", self.id, self.outputs)),
+            also: Vec::new(),
             record: KeyRecord::new().with("op", "passthrough").with("id", self.id.clone()),
             deps: vec![DepMap::default(); self.inputs],
             life: KeyLife::Stored,

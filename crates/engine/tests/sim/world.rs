@@ -66,7 +66,7 @@ impl Def {
     pub fn cache_map(&self) -> CacheMap {
         let deps = self.content.iter().map(|content| DepMap { selector: None, content: *content }).collect();
         let record = KeyRecord::new().with("op", self.op.to_string());
-        CacheMap { digest: number("op", self.op), record, deps, life: self.life }
+        CacheMap { digest: number("op", self.op), also: Vec::new(), record, deps, life: self.life }
     }
 
     /// Returns the path of what counts of an input, if it counts by content.

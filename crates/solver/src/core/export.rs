@@ -10,7 +10,7 @@ use super::plan::content_known;
 use crate::context::JobId;
 use crate::error::SolveError;
 use crate::export::{ExportLink, ExportNode};
-use crate::key::KeyId;
+use crate::key::{KeyId, OutputKey};
 use crate::keystore::StoreId;
 use crate::op::KeyLife;
 use crate::vertex::Edge;
@@ -25,7 +25,8 @@ pub(crate) struct Skeleton<R> {
 /// A walk that is under way.
 struct Walk<R> {
     nodes: Vec<ExportNode<R>>,
-    outputs: BTreeMap<OutputRef, Option<usize>>,
+    /// The nodes of an output, the one with its result last; none where it cannot be keyed.
+    outputs: BTreeMap<OutputRef, Vec<usize>>,
     contents: BTreeMap<KeyId, usize>,
 }
 
@@ -46,20 +47,20 @@ impl<R: Clone, O: Clone> Core<R, O> {
             let open: Vec<OutputRef> =
                 inputs.iter().map(|input| input.edge).filter(|edge| !walk.outputs.contains_key(edge)).collect();
             if open.is_empty() {
-                let index = self.export_one(output, &mut walk);
-                walk.outputs.insert(output, index);
+                let nodes = self.export_one(output, &mut walk).unwrap_or_default();
+                walk.outputs.insert(output, nodes);
                 stack.pop();
             } else {
                 stack.extend(open);
             }
         }
-        let root = walk.outputs.get(&start).copied().flatten();
+        let root = walk.outputs.get(&start).and_then(|nodes| nodes.last().copied());
         let mut stores = vec![StoreId::MAIN];
         stores.extend(&state.stores);
         Ok(Skeleton { nodes: walk.nodes, root, stores })
     }
 
-    fn export_one(&self, output: OutputRef, walk: &mut Walk<R>) -> Option<usize> {
+    fn export_one(&self, output: OutputRef, walk: &mut Walk<R>) -> Option<Vec<usize>> {
         let node = self.nodes.get(&output.vertex)?;
         let map = node.cache_map()?;
         if map.life == KeyLife::Run {
@@ -69,12 +70,11 @@ impl<R: Clone, O: Clone> Core<R, O> {
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for (input, dep) in node.inputs.iter().zip(&map.deps) {
             let mut links: Vec<ExportLink> = Vec::new();
-            if let Some(at) = walk.outputs.get(&input.edge).copied().flatten() {
-                links.push(ExportLink { selector: dep.selector, node: at });
-            }
+            let nodes = walk.outputs.get(&input.edge).into_iter().flatten();
+            links.extend(nodes.map(|at| ExportLink { selector: dep.selector, node: *at }));
             if let Some(known) = content_known(&input.content) {
                 let nodes = &mut walk.nodes;
-                let at = *walk.contents.entry(known.key.id).or_insert_with(|| add_content(nodes, known.key.id));
+                let at = *walk.contents.entry(known.key.id).or_insert_with(|| add_root(nodes, known.key.id));
                 links.push(ExportLink { selector: None, node: at });
             }
             if links.is_empty() {
@@ -84,15 +84,20 @@ impl<R: Clone, O: Clone> Core<R, O> {
         }
         let out = node.outputs.get(&output.index);
         let done = out.and_then(|out| out.done());
+        let mut keys = stored_keys(out.into_iter().flat_map(|out| out.all_keys()));
+        let also: Vec<KeyId> = map.roots(output.index).skip(1).map(OutputKey::root).collect();
+        keys.retain(|key| !also.contains(key));
+        let mut made: Vec<usize> = also.into_iter().map(|key| add_root(&mut walk.nodes, key)).collect();
         walk.nodes.push(ExportNode {
             digest,
             vertex: Some((node.digest, output.index)),
             inputs,
             result: done.map(|done| done.result.clone()),
             records: done.and_then(|done| done.record.clone()).into_iter().collect(),
-            keys: stored_keys(out.into_iter().flat_map(|out| out.all_keys())),
+            keys,
         });
-        Some(walk.nodes.len() - 1)
+        made.push(walk.nodes.len() - 1);
+        Some(made)
     }
 }
 
@@ -100,7 +105,7 @@ fn stored_keys(keys: impl Iterator<Item = super::graph::Key>) -> Vec<KeyId> {
     keys.filter(|key| key.life == KeyLife::Stored).map(|key| key.id).collect()
 }
 
-fn add_content<R>(nodes: &mut Vec<ExportNode<R>>, key: KeyId) -> usize {
+fn add_root<R>(nodes: &mut Vec<ExportNode<R>>, key: KeyId) -> usize {
     let digest: Digest = key.0;
     nodes.push(ExportNode {
         digest,

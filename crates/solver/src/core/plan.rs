@@ -209,7 +209,7 @@ fn find_keys<R>(head: &Head<'_>, out: &mut Out<R>) {
     let Some(map) = head.map else { return };
     if head.deps.is_empty() {
         if out.keys.is_empty() {
-            out.keys.push(Key { id: OutputKey::new(&map.digest, head.index).root(), life: map.life });
+            out.keys.extend(map.roots(head.index).map(|op| Key { id: op.root(), life: map.life }));
         }
         return;
     }

@@ -46,7 +46,10 @@ fn looks(inputs: usize) -> usize {
             Effect::CacheMap { task, op, .. } => {
                 let deps = vec![DepMap { selector: None, content: true }; if op == inputs { inputs } else { 0 }];
                 let (digest, life) = (Digest::of(format!("operation {op}")), KeyLife::Stored);
-                Event::Mapped { task, outcome: Ok(CacheMap { digest, record: KeyRecord::new(), deps, life }) }
+                Event::Mapped {
+                    task,
+                    outcome: Ok(CacheMap { digest, also: Vec::new(), record: KeyRecord::new(), deps, life }),
+                }
             }
             Effect::ContentKey { task, input, .. } => {
                 Event::ContentKeyed { task, outcome: Ok(Some(Digest::of(format!("content {input}")))) }

@@ -112,3 +112,30 @@ async fn an_exported_graph_can_be_imported_by_its_digests_alone() {
     assert_eq!(log.of(&copy), ["cached Record"]);
     assert!(log.of(&base).iter().all(|what| what.starts_with("cached")));
 }
+
+#[tokio::test]
+async fn an_operation_without_inputs_is_found_by_any_of_its_digests() {
+    let of = |text: &str| OutputKey::new(&Digest::of(text), 0);
+    let base = || vertex("base").key("layers").also("manifest").gives("base");
+    let (image, user) = (base().done(), vertex("user").input(&base().done()).done());
+    let imported = MemoryKeyStore::new();
+    let made = KeyId(Digest::of("made up"));
+    imported.add_link(of("manifest").root(), Link { op: of("user"), input: 0, selector: None }, made);
+    imported.add_record(made, Arc::new("imported".to_owned()));
+    let bench = bench();
+    let stores: Vec<Arc<dyn KeyStore<Text>>> = vec![Arc::new(imported)];
+    let (job, _) = bench.job_with("job", &[&image, &user], stores).await;
+    assert_eq!(job.build(edge(&user)).await.unwrap().result.as_str(), "imported");
+    let graph = job.export(edge(&user), ExportOptions::default()).await.unwrap();
+    job.close().await;
+    let from = &graph.nodes[graph.root.unwrap()].inputs[0];
+    let from: Vec<Digest> = from.iter().map(|link| graph.nodes[link.node].digest).collect();
+    assert_eq!(from, [of("manifest").0, of("layers").0]);
+
+    // The main store has it under each of them now.
+    for key in ["layers", "manifest"] {
+        let image = vertex("base").key(key).salt(key).gives("base").done();
+        let user = vertex("user").input(&image).done();
+        assert_eq!(bench.build(&[&image, &user]).await.0.unwrap().as_str(), "imported", "{key}");
+    }
+}

@@ -75,6 +75,7 @@ impl Op<Text> for Step {
 pub struct Build {
     pub name: String,
     pub key: String,
+    pub also: Vec<String>,
     pub salt: String,
     pub inputs: Vec<(Edge, DepMap)>,
     pub options: VertexOptions,
@@ -88,6 +89,7 @@ pub fn vertex(name: &str) -> Build {
     Build {
         name: name.to_owned(),
         key: name.to_owned(),
+        also: Vec::new(),
         salt: String::new(),
         inputs: Vec::new(),
         options: VertexOptions { slot: Some(StepSlot(name.to_owned())), ..VertexOptions::default() },
@@ -101,6 +103,12 @@ impl Build {
     /// Gives the operation another key than its name.
     pub fn key(mut self, key: &str) -> Self {
         self.key = key.to_owned();
+        self
+    }
+
+    /// Gives the operation one more key.
+    pub fn also(mut self, key: &str) -> Self {
+        self.also.push(key.to_owned());
         self
     }
 
@@ -173,6 +181,7 @@ impl Build {
         let step = Step {
             map: CacheMap {
                 digest: Digest::of(&self.key),
+                also: self.also.iter().map(Digest::of).collect(),
                 record: KeyRecord::new().with("command", self.key.clone()),
                 deps: self.inputs.iter().map(|(_, dep)| dep.clone()).collect(),
                 life: self.life,

@@ -74,7 +74,13 @@ impl Exec {
 impl Op<ImmutableRef> for Exec {
     async fn cache_map(&self, _: &OpContext) -> Result<CacheMap, OpError> {
         let deps = self.keys.iter().map(|key| DepMap { selector: key.selector(), content: key.by_content }).collect();
-        Ok(CacheMap { digest: self.digest, record: record::of(&self.op, &self.platform), deps, life: KeyLife::Stored })
+        Ok(CacheMap {
+            digest: self.digest,
+            also: Vec::new(),
+            record: record::of(&self.op, &self.platform),
+            deps,
+            life: KeyLife::Stored,
+        })
     }
 
     async fn content_key(

@@ -85,7 +85,7 @@ impl Op<ImmutableRef> for File {
                 None => DepMap::default(),
             })
             .collect();
-        Ok(CacheMap { digest: self.digest, record: self.record(), deps, life: KeyLife::Stored })
+        Ok(CacheMap { digest: self.digest, also: Vec::new(), record: self.record(), deps, life: KeyLife::Stored })
     }
 
     async fn content_key(

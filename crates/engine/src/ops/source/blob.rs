@@ -56,7 +56,13 @@ impl Op<ImmutableRef> for BlobOp {
         let digest = Digest::of(to_ordered_json("blob key", &key).map_err(EngineError::from)?);
         let record =
             KeyRecord::new().with("blob", self.source.name.clone()).with("digest", self.source.digest.to_string());
-        Ok(CacheMap { digest: keys::source(&digest.to_string()), record, deps: Vec::new(), life: KeyLife::Stored })
+        Ok(CacheMap {
+            digest: keys::source(&digest.to_string()),
+            also: Vec::new(),
+            record,
+            deps: Vec::new(),
+            life: KeyLife::Stored,
+        })
     }
 
     async fn execute(&self, cx: &OpContext, _: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {

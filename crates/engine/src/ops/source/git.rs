@@ -70,7 +70,7 @@ impl Op<ImmutableRef> for GitOp {
             .with("reference", pin.reference.clone())
             .with("commit", commit.to_owned());
         let key = self.source.key(commit, &pin.reference);
-        Ok(CacheMap { digest: keys::source(&key), record, deps: Vec::new(), life: KeyLife::Stored })
+        Ok(CacheMap { digest: keys::source(&key), also: Vec::new(), record, deps: Vec::new(), life: KeyLife::Stored })
     }
 
     async fn execute(&self, cx: &OpContext, _: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {

@@ -143,7 +143,13 @@ impl Op<ImmutableRef> for Http {
         };
         let digest = Digest::of(to_ordered_json("http key", &key).map_err(EngineError::from)?);
         let record = KeyRecord::new().with("url", source.url.clone()).with("checksum", checksum.to_string());
-        Ok(CacheMap { digest: keys::source(&digest.to_string()), record, deps: Vec::new(), life: KeyLife::Stored })
+        Ok(CacheMap {
+            digest: keys::source(&digest.to_string()),
+            also: Vec::new(),
+            record,
+            deps: Vec::new(),
+            life: KeyLife::Stored,
+        })
     }
 
     async fn execute(&self, cx: &OpContext, _: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {

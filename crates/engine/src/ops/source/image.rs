@@ -198,7 +198,8 @@ impl Op<ImmutableRef> for Image {
             .with("image", self.name.clone())
             .with("digest", image.manifest_digest.to_string())
             .with("platform", self.platform.short());
-        Ok(CacheMap { digest: keys::source(&identity), record, deps: Vec::new(), life: KeyLife::Stored })
+        let also = vec![keys::source(&keys::manifest(&image.root, &self.platform, self.layer_limit))];
+        Ok(CacheMap { digest: keys::source(&identity), also, record, deps: Vec::new(), life: KeyLife::Stored })
     }
 
     async fn execute(&self, cx: &OpContext, _: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {

@@ -179,7 +179,7 @@ impl Op<ImmutableRef> for Local {
         let session = self.session.clone().unwrap_or_default();
         let key = format!("session:{session}:{}:{:?}:{}", self.unique, self.wanted, cx.vertex());
         let record = KeyRecord::new().with("local", self.wanted.name.clone());
-        Ok(CacheMap { digest: Digest::of(key), record, deps: Vec::new(), life: KeyLife::Run })
+        Ok(CacheMap { digest: Digest::of(key), also: Vec::new(), record, deps: Vec::new(), life: KeyLife::Run })
     }
 
     async fn execute(&self, cx: &OpContext, _: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
