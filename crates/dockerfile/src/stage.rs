@@ -88,6 +88,8 @@ pub(crate) struct Graph {
     pub stages: usize,
     /// Stages by name; of equal names the last.
     by_name: HashMap<String, NodeId>,
+    /// How many of the nodes had the name of their base read.
+    named: usize,
 }
 
 impl Node {
@@ -145,15 +147,12 @@ impl Graph {
         Ok(Command { instruction, sources, onbuild })
     }
 
-    /// Reads the names of base images that were not read yet, and returns what is wrong with them.
+    /// Reads the names of base images of the nodes added since the last call, and returns what is wrong with them.
     pub fn name_bases(&mut self) -> Vec<Fault> {
         let mut faults = Vec::new();
-        for node in &mut self.nodes {
-            if node.reference.is_some()
-                || node.parent.is_some()
-                || node.replaced.is_some()
-                || node.base_name == "scratch"
-            {
+        let fresh = std::mem::replace(&mut self.named, self.nodes.len());
+        for node in &mut self.nodes[fresh..] {
+            if node.parent.is_some() || node.replaced.is_some() || node.base_name == "scratch" {
                 continue;
             }
             match Reference::parse(&node.base_name) {
