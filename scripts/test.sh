@@ -17,6 +17,16 @@ if [ "${#missing[@]}" -gt 0 ]; then
     fi
 fi
 
+# Stores of objects that others wrote, where there is npm; without them the test kit's own servers have to do.
+peers=$PWD/target/peers
+if command -v npm >/dev/null; then
+    mkdir -p "$peers"
+    [ -e "$peers/node_modules/.bin/azurite-blob" ] ||
+        npm install --prefix "$peers" --silent --no-audit --no-fund azurite@3 s3rver@3 >&2 ||
+        echo "azurite and s3rver cannot be had, their tests will be skipped" >&2
+fi
+export PATH=$PATH:$peers/node_modules/.bin
+
 step() { printf '\n== %s (%ss)\n' "$1" "$SECONDS"; }
 
 step "format"

@@ -25,6 +25,7 @@ mod offline;
 mod other_tools;
 mod output;
 mod parallel;
+mod real_stores;
 mod real_work;
 mod registry;
 mod registry_faults;

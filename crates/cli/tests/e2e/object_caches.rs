@@ -7,7 +7,7 @@ use kiln_testkit::{Finished, ObjectServer, TestEnv};
 const SECRET: &str = "hunter2hunter2hunter2";
 
 /// Two stages, of which an image needs a small part of the first.
-const DOCKERFILE: &str = "FROM base AS made\n\
+pub const DOCKERFILE: &str = "FROM base AS made\n\
     RUN head -c 300000 /dev/urandom > /noise; echo made > /small\n\
     FROM base\n\
     COPY f /f\n\
@@ -18,7 +18,8 @@ fn context(env: &TestEnv, dockerfile: &str) {
     env.context(&[("Dockerfile", dockerfile), ("f", "content")]);
 }
 
-fn steps(done: &Finished) -> (usize, usize) {
+/// Returns how many steps a build took from the cache, and how many there are.
+pub fn steps(done: &Finished) -> (usize, usize) {
     let text = done.err();
     let is_step = |line: &&str| line.starts_with('#') && line.contains("] ") && !line.contains("[internal]");
     let numbers: std::collections::BTreeSet<&str> = text
