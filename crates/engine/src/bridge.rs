@@ -5,7 +5,6 @@
 //! build itself.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use kiln_llb::{Definition, Graph};
@@ -188,21 +187,10 @@ impl Bridge {
         self.job().import(store).await;
     }
 
-    /// Goes on with another job where results of the first one are of no use: one that takes nothing that others have
-    /// loaded, and for which results of imported caches are fetched before they are used. A client that drives its build
-    /// keeps its refs, and what they stand for is built anew. Returns whether there is another job than that of `failed`.
-    ///
-    /// # Errors
-    /// The solver has ended.
-    pub async fn renew(&self, failed: JobId) -> Result<bool, EngineError> {
-        let _turn = self.0.renewing.lock().await;
-        if self.job().id() != failed {
-            return Ok(true);
-        }
-        // Once is enough: then nothing was relied on that is not here.
-        if self.0.build.eager.swap(true, Ordering::Relaxed) {
-            return Ok(false);
-        }
+    /// Goes on with another job where results of the first one are of no use: one that takes nothing that others have,
+    /// and for which results of imported caches are fetched before they are used. A client that drives its build keeps
+    /// its refs, and what they stand for is built anew.
+    async fn renew(&self) -> Result<(), EngineError> {
         let build = &self.0.build;
         let imports = self.0.imports.lock().clone();
         let spec = JobSpec { context: build.clone(), events: build.clone(), imports, apart: true };
@@ -212,7 +200,7 @@ impl Bridge {
             job.load(self.vertices(reference.graph())?).await?;
         }
         *self.0.job.lock() = Arc::new(job);
-        Ok(true)
+        Ok(())
     }
 
     fn vertices(&self, graph: &Graph) -> Result<Vec<kiln_solver::Vertex<ImmutableRef>>, EngineError> {
@@ -221,16 +209,24 @@ impl Bridge {
     }
 
     /// Tells whether to do once more what failed with this error over results of the job `failed`: where it came to light
-    /// that one of them is damaged, and there is another job now.
+    /// that one of them is damaged, and there is another job now. So it goes on as long as something else is damaged each
+    /// time ([`BuildContext::goes_on_after`]).
     ///
     /// # Errors
-    /// As [`Bridge::renew`].
+    /// The solver has ended.
     pub async fn recovers(&self, error: &EngineError, failed: JobId) -> Result<bool, EngineError> {
         if error.class() != ErrorClass::Damage {
             return Ok(false);
         }
-        tracing::warn!(%error, "building again after damage");
-        self.renew(failed).await
+        let _turn = self.0.renewing.lock().await;
+        if self.job().id() != failed {
+            return Ok(true);
+        }
+        if !self.0.build.goes_on_after(error, &self.0.parts.store) {
+            return Ok(false);
+        }
+        self.renew().await?;
+        Ok(true)
     }
 
     /// Returns the containers that the frontend made.

@@ -4,7 +4,7 @@
 //! solver hands to each call, so a build that joins late is served too and one that ends is forgotten.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -12,14 +12,15 @@ use kiln_llb::Graph;
 use kiln_oci::Platform;
 use kiln_solver::{EventSink, MissReason, OpContext, VertexChange, VertexEvent as SolverEvent};
 use kiln_stdx::Digest;
-use kiln_store::Blob;
+use kiln_store::{Blob, Store};
 use parking_lot::Mutex;
 use tempfile::TempPath;
 
+use crate::again::Attempts;
 use crate::bridge::WeakBridge;
 use crate::cache::imported::Imported;
 use crate::cache::mounts::import::MountImport;
-use crate::error::Location;
+use crate::error::{EngineError, Location};
 use crate::events::{Event, EventLog, ProgressGroup, StatusEvent, VertexEvent, WarningEvent};
 use crate::history::Kept;
 use crate::policy::Policies;
@@ -104,6 +105,8 @@ pub struct BuildContext {
     pub caches: Mutex<Vec<Arc<Imported>>>,
     /// Whether such results are fetched before they are used.
     pub eager: AtomicBool,
+    /// The damage that it has met.
+    pub attempts: Mutex<Attempts>,
     /// Blobs of such results that could not be had.
     pub lost: Mutex<HashSet<Digest>>,
     /// Git references that were looked up, by address and name.
@@ -144,6 +147,7 @@ impl BuildContext {
             images: Mutex::default(),
             caches: Mutex::default(),
             eager: AtomicBool::new(false),
+            attempts: Mutex::default(),
             lost: Mutex::default(),
             git: Mutex::default(),
             http: Mutex::default(),
@@ -160,6 +164,26 @@ impl BuildContext {
             reasons: Mutex::default(),
             sources: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Tells whether the build is done again where it failed with damage, which has been repaired or dropped by then.
+    pub fn goes_on_after(&self, damage: &EngineError, store: &Store) -> bool {
+        let results = self.results();
+        let goes_on = self.attempts.lock().goes_on(&damage.to_string(), store.repairs().total(), results);
+        if goes_on {
+            tracing::warn!(error = %damage, "building again after damage");
+            // From now on nothing is relied on that is not here.
+            self.eager.store(true, Ordering::Relaxed);
+        }
+        goes_on
+    }
+
+    /// Returns how many results the build may find damaged: those of its steps, and what it takes from elsewhere.
+    fn results(&self) -> usize {
+        let steps = self.vertices.lock().len();
+        let pulled: usize = self.images.lock().values().map(|image| image.manifest.layers.len()).sum();
+        let offered: usize = self.caches.lock().iter().map(|cache| cache.blobs()).sum();
+        1 + steps + pulled + offered
     }
 
     /// Adds what sources the build may use.

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use kiln_session::attrs;
@@ -120,8 +119,7 @@ impl Engine {
         outcome
     }
 
-    /// Builds, and once more where damage came to light that no check before use can see: what was damaged has been
-    /// repaired or dropped by then.
+    /// Builds, and again where damage came to light that no check before use can see.
     async fn run(&self, open: &OpenBuild, request: &SolveRequest) -> Result<SolveResponse, EngineError> {
         for name in &request.entitlements {
             // What the engine does not allow is refused also where no step would need it.
@@ -138,14 +136,18 @@ impl Engine {
         let store = self.0.parts.store.clone();
         let swept = tokio::task::spawn_blocking(move || store.finish_sweep()).await;
         swept.map_err(|e| EngineError::from_error(ErrorClass::Bug, e))?;
-        match self.attempt(open, request, false).await {
-            Err(error) if error.class() == ErrorClass::Damage && !is_driven_by_client(request) => {
-                tracing::warn!(%error, "building again after damage");
-                // This time nothing is relied on that is not here.
-                open.build.eager.store(true, Ordering::Relaxed);
-                self.attempt(open, request, true).await
+        let mut apart = false;
+        loop {
+            let outcome = self.attempt(open, request, apart).await;
+            let Err(error) = outcome else { return outcome };
+            if error.class() != ErrorClass::Damage || is_driven_by_client(request) {
+                return Err(error);
             }
-            outcome => outcome,
+            // What a job cannot mend may be mended by asking the frontend again, once.
+            if !open.build.goes_on_after(&error, &self.0.parts.store) && apart {
+                return Err(error);
+            }
+            apart = true;
         }
     }
 

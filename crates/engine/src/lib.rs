@@ -2,6 +2,7 @@
 //!
 //! Invariant: glue only. Whatever belongs to one build (session, progress) is reached through its context.
 
+pub mod again;
 pub mod attest;
 pub mod bridge;
 pub mod build;

@@ -41,8 +41,8 @@ pub struct JobSpec<R> {
     pub events: Arc<dyn EventSink>,
     /// Imported caches, asked in order after the main store.
     pub imports: Vec<Arc<dyn KeyStore<R>>>,
-    /// Takes no result that another job has loaded, nor what was made of one, for a build that found such a result to be
-    /// of no use.
+    /// Takes no result that another job has, nor what was made of one, for a build that found such a result to be of no
+    /// use. What others are at when it needs that, it waits for like any job.
     pub apart: bool,
 }
 

@@ -12,6 +12,7 @@ mod clients;
 mod copy;
 mod daemon_face;
 mod daemon_tcp;
+mod damaged;
 mod destinations;
 mod frontends;
 mod hostile;

@@ -2,7 +2,7 @@
 //! reads them.
 //!
 //! A result that is left there is used only if the cache has each of its blobs. When one of them cannot be had all the same,
-//! the build goes on with another job ([`crate::bridge::Bridge::renew`]), for which results are fetched and unpacked before
+//! the build goes on with another job ([`crate::bridge::Bridge::recovers`]), for which results are fetched and unpacked before
 //! they are used ([`BuildContext::eager`]), so that a step is run whose result cannot be had. Blobs that were not given once
 //! are not left where they are again ([`crate::parts::Refused`]).
 

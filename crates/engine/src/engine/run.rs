@@ -131,10 +131,12 @@ impl Engine {
             self.0.solver.job(spec).await?,
         );
         let work = async {
-            match prepare(&bridge, request).await {
-                // What was damaged has been repaired or dropped by then.
-                Err(error) if error.class() == ErrorClass::Damage => prepare(&bridge, request).await,
-                prepared => prepared,
+            loop {
+                let job = bridge.job().id();
+                match prepare(&bridge, request).await {
+                    Err(error) if bridge.recovers(&error, job).await? => {}
+                    prepared => break prepared,
+                }
             }
         };
         // The layers are held as long as they are mounted.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_engine::again::Attempts;
 use kiln_solver::{
     CacheUse, Edge, Job, JobSpec, Limits, SolveError, Solved, Solver, StepSlot, Vertex, VertexEvent, VertexOptions,
 };
@@ -25,8 +26,8 @@ pub struct SimJob {
     wants: Vec<(usize, u32)>,
     ignores: BTreeSet<usize>,
     attempt: u32,
-    /// Whether another build was open when this attempt began.
-    shared: bool,
+    /// The damage that it has met, as the engine keeps it of a build.
+    met: Attempts,
     job: Option<Arc<Job<ImmutableRef>>>,
     outcomes: Arc<Mutex<Vec<(usize, Outcome)>>>,
     answered: usize,
@@ -82,7 +83,7 @@ impl Life {
             wants,
             ignores,
             attempt: 0,
-            shared: false,
+            met: Attempts::default(),
             job: None,
             outcomes: Arc::default(),
             answered: 0,
@@ -169,10 +170,8 @@ impl Life {
             apart: self.jobs[at].attempt > 0,
         };
         let open = self.solver.job(spec).await.map_err(|e| format!("open: {e}"))?;
-        let shared = self.jobs.iter().any(|job| job.job.is_some() || job.closing.is_some());
         let job = &mut self.jobs[at];
         job.attempt += 1;
-        job.shared = shared;
         job.answered = 0;
         job.cancelled = false;
         let world = &self.shared.world;
@@ -250,23 +249,22 @@ impl Life {
         Ok(())
     }
 
-    /// A build failed: for damage it is tried again. Each attempt may meet one damage; another build that is not over may
-    /// have results that are damaged and share them once more.
+    /// A build failed: for damage it is tried again, by the engine's own rule. Each attempt meets a damage of its own,
+    /// whatever other builds have in hand.
     fn failed(&mut self, at: usize, def: usize, class: ErrorClass, error: &str) -> Result<(), String> {
         if self.shared.machine.is_dead() {
             return Ok(());
         }
-        let damages = self.shared.checks.lock().damages;
-        let open = |job: &SimJob| job.job.is_some() || job.closing.is_some();
-        let shares = self.jobs.iter().enumerate().any(|(other, job)| other != at && open(job));
+        let (damages, repairs) = (self.shared.checks.lock().damages, self.shared.store.repairs().total());
         let job = &mut self.jobs[at];
-        let space = self.shared.machine.failed() > 0;
-        let excused = damages >= u64::from(job.attempt) || (damages > 0 && (job.shared || shares));
-        if (class == ErrorClass::Damage && excused) || space {
+        // Another wish of the same attempt may have failed before.
+        let excused = class == ErrorClass::Damage && damages >= u64::from(job.attempt);
+        // One result may be damaged more often here than a build has results.
+        if (excused && (job.retry || job.met.goes_on(error, repairs, usize::MAX))) || self.shared.machine.failed() > 0 {
             job.retry = true;
             return Ok(());
         }
-        Err(format!("v{def} failed at attempt {}: {error} ({class:?})", job.attempt))
+        Err(format!("v{def} failed at attempt {}, {damages} damages: {error} ({class:?})", job.attempt))
     }
 
     /// Lets go of everything.

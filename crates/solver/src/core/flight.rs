@@ -6,7 +6,7 @@
 
 use super::Core;
 use super::demand::Change;
-use super::graph::{Exec, Freshness, Known, Made, Node, OutputRef, Prepared, VertexId};
+use super::graph::{Exec, Freshness, Known, Level, Made, Node, OutputRef, Prepared, State, VertexId};
 use crate::job::Origin;
 use crate::op::OpError;
 use crate::vertex::CacheUse;
@@ -50,11 +50,18 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 | Exec::Queued(p)
                 | Exec::Running(_, p)
                 | Exec::Stopping(p) => &p.known,
+                // What others have in hand may be just what was found to be of no use.
+                Exec::Done(_) if self.is_apart(node) && has_given(other, node) => return false,
                 Exec::Done(made) => &made.known,
                 Exec::Idle | Exec::Following(..) => return false,
             };
             equal_keys(&prepared.known, known) && self.may_share(node, other)
         })
+    }
+
+    /// Returns whether a vertex belongs to a job that takes nothing that others have.
+    fn is_apart(&self, node: &Node<R, O>) -> bool {
+        node.jobs.keys().any(|job| self.jobs.get(job).is_some_and(|state| state.apart))
     }
 
     /// Returns whether a vertex may use what another of equal key makes, as far as ignoring the cache goes.
@@ -163,6 +170,14 @@ impl<R: Clone, O: Clone> Core<R, O> {
         }
         followers
     }
+}
+
+/// Returns whether a vertex of other jobs has handed out, and saved, an output that is wanted of `node`.
+fn has_given<R, O>(other: &Node<R, O>, node: &Node<R, O>) -> bool {
+    let wanted = node.outputs.iter().filter(|(_, out)| out.target() == Level::Complete);
+    let mut given = wanted.filter_map(|(index, _)| other.outputs.get(index));
+    other.jobs.keys().all(|job| !node.jobs.contains_key(job))
+        && given.any(|out| matches!(out.state, State::Complete(_)))
 }
 
 /// Returns whether two vertices of one operation have, for every input, a key in common.

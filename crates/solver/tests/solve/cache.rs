@@ -249,6 +249,28 @@ async fn a_job_apart_takes_no_result_that_another_has_loaded() {
 }
 
 #[tokio::test]
+async fn a_job_apart_takes_no_result_that_another_has_made() {
+    let counts: [Arc<Counts>; 3] = Default::default();
+    let [a, b, c] = chain(&counts);
+    let bench = bench();
+    let (open, _) = bench.job("open", &[&a, &b, &c]).await;
+    open.build(edge(&c)).await.unwrap();
+    bench.solver.idle().await;
+    let why = Gone::Damaged { detail: "gone".to_owned() };
+    let mut others = vec![open];
+    for round in 2..=4 {
+        for (key, record) in bench.store.all_records() {
+            bench.store.remove_record(key, &record, &why);
+        }
+        let apart = bench.job_apart("apart", &[&a, &b, &c]).await;
+        assert_eq!(apart.build(edge(&c)).await.unwrap().origin, Origin::Executed);
+        assert_eq!(executed(&counts), [round; 3]);
+        bench.solver.idle().await;
+        others.push(apart);
+    }
+}
+
+#[tokio::test]
 async fn an_imported_cache_is_read_and_becomes_part_of_the_main_one() {
     let counts: [Arc<Counts>; 3] = Default::default();
     let [a, b, c] = chain(&counts);

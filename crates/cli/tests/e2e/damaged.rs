@@ -1,0 +1,79 @@
+//! Results that turn out to be damaged after they were taken from the cache: a build goes on until all of them are good.
+
+use std::path::PathBuf;
+
+use kiln_testkit::{Gate, Running, TestEnv};
+
+fn start(env: &TestEnv, args: &[&str]) -> Running {
+    let ctx = env.ctx();
+    let all = ["build", "--progress=plain"].iter().chain(args).map(std::ffi::OsStr::new);
+    env.kiln(all.chain([ctx.as_os_str()])).start()
+}
+
+/// A chain of three steps, as a stage of its own, and one on top of it that waits at the gate.
+fn dockerfile(gate: &Gate) -> String {
+    let steps: String =
+        ["one", "two", "three"].iter().map(|n| format!("RUN echo {n} > /{n}; echo made $((0)){n}\n")).collect();
+    format!("FROM base AS made\n{steps}FROM made\nRUN {} && cat /one /two /three > /all\n", gate.command())
+}
+
+/// Removes a file from the layers that have it; the next thing that reads it finds out.
+fn spoil(env: &TestEnv, name: &str) {
+    let layers = std::fs::read_dir(env.root().join("layers")).expect("layers");
+    let files: Vec<PathBuf> = layers.flatten().map(|layer| layer.path().join("fs").join(name)).collect();
+    let removed = files.iter().filter(|file| std::fs::remove_file(file).is_ok()).count();
+    assert!(removed > 0, "no layer has {name}");
+}
+
+fn output(env: &TestEnv, name: &str) -> (String, PathBuf) {
+    let dest = env.out(name);
+    (format!("type=local,dest={}", dest.display()), dest)
+}
+
+fn text(dest: &std::path::Path, name: &str) -> String {
+    std::fs::read_to_string(dest.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+#[test]
+fn results_that_are_damaged_one_after_the_other_are_made_again() {
+    let (env, base) = crate::env_with_base!();
+    let gate = Gate::new();
+    env.context(&[("Dockerfile", &dockerfile(&gate))]);
+    let (output, dest) = output(&env, "files");
+    let build = start(&env, &["--build-context", &base, "-o", &output]);
+    // Each time the last step has read what it needs, and the output does not get what it needs.
+    for name in ["one", "two", "three"] {
+        let held = gate.wait();
+        spoil(&env, name);
+        held.release();
+    }
+    gate.wait().release();
+    let done = build.finish().ok();
+    assert!(gate.poll().is_none(), "it goes on\n{}", done.report());
+    assert_eq!(text(&dest, "one") + &text(&dest, "two") + &text(&dest, "three"), "one\ntwo\nthree\n");
+    assert_eq!(text(&dest, "all"), "one\ntwo\nthree\n");
+    let made = done.err().lines().filter(|line| line.ends_with(" made 0one")).count();
+    assert_eq!(made, 4, "{}", done.report());
+}
+
+#[test]
+fn a_damaged_result_that_another_build_has_in_hand_is_made_again() {
+    let (env, base) = crate::env_with_base!();
+    let gate = Gate::new();
+    env.context(&[("Dockerfile", &dockerfile(&gate))]);
+    let (all, all_dest) = output(&env, "all");
+    let other = start(&env, &["--build-context", &base, "-o", &all]);
+    let held = gate.wait();
+    for (round, name) in ["one", "two"].into_iter().enumerate() {
+        spoil(&env, name);
+        let (output, dest) = output(&env, &round.to_string());
+        let done = env.build(&["--build-context", &base, "--target", "made", "-o", &output]).ok();
+        assert!(done.err().lines().any(|line| line.ends_with(&format!(" made 0{name}"))), "{}", done.report());
+        assert_eq!(text(&dest, "one") + &text(&dest, "two"), "one\ntwo\n");
+    }
+    // What the other one stands on is gone, so it has to come again.
+    held.release();
+    gate.wait().release();
+    let _ = other.finish().ok();
+    assert_eq!(text(&all_dest, "all"), "one\ntwo\nthree\n");
+}
