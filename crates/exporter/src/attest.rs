@@ -8,6 +8,7 @@ use kiln_oci::{
     Annotations, Descriptor, DiffId, ImageConfig, Manifest, Platform, Reference, RootFs, media, to_ordered_json,
 };
 use kiln_stdx::Digest;
+use kiln_stdx::percent::escape;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -217,18 +218,6 @@ pub fn qualified(url: &str, qualifiers: &[(&str, &str)]) -> String {
     for (key, value) in qualifiers {
         let joint = if out.contains('?') { '&' } else { '?' };
         let _ = write!(out, "{joint}{key}={}", escape(value, b":"));
-    }
-    out
-}
-
-fn escape(text: &str, also_plain: &[u8]) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || also_plain.contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
     }
     out
 }

@@ -1,23 +1,14 @@
 //! Names of objects as paths of addresses.
 
-use std::fmt::Write as _;
-
 use kiln_registry::ErrorKind;
+use kiln_stdx::percent;
 use reqwest::Url;
 
 use crate::error::config;
 
-/// Escapes all but letters, digits and `-._~`, and `/` where `slash` says so.
+/// Escapes what cannot stand in a path, and `/` unless `slash` says that it may.
 pub(crate) fn escape(text: &str, slash: bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (slash && byte == b'/') {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+    percent::escape(text, if slash { b"/" } else { b"" })
 }
 
 /// Returns the address of the object `key` below `base`, which ends with a slash.

@@ -15,6 +15,7 @@ pub mod flight;
 pub mod id;
 pub mod limits;
 pub mod pattern;
+pub mod percent;
 pub mod secret;
 pub mod stable_hash;
 pub mod suggest;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::args::TlsFlags;
+use crate::args::{DuFlags, TlsFlags};
 
 /// Builds on an engine that runs already.
 #[derive(Debug, Parser)]
@@ -43,7 +43,7 @@ pub struct GlobalFlags {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show disk usage
-    Du(DuFlags),
+    Du(UsageFlags),
     /// Remove what the cache keeps
     Prune(PruneFlags),
     /// Remove the records of past builds
@@ -90,13 +90,9 @@ pub struct FormatFlag {
 }
 
 #[derive(Debug, Args)]
-pub struct DuFlags {
-    /// Only records that match
-    #[arg(long, short = 'f', value_name = "FILTER")]
-    pub filter: Vec<String>,
-    /// Show all that is known of each record
-    #[arg(long, short = 'v', action = ArgAction::SetTrue)]
-    pub verbose: bool,
+pub struct UsageFlags {
+    #[command(flatten)]
+    pub shown: DuFlags,
     #[command(flatten)]
     pub format: FormatFlag,
 }

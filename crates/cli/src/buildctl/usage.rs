@@ -3,7 +3,7 @@
 use kiln_session::proto::control::{DiskUsageRequest, PruneRequest, UsageRecord};
 
 use super::To;
-use super::args::{DuFlags, PruneFlags};
+use super::args::{PruneFlags, UsageFlags};
 use super::tabs::{Fill, align};
 use super::template::{Field, Template, Value};
 use super::times::{json, long, size};
@@ -11,10 +11,10 @@ use crate::client::failure::of_status;
 use crate::error::CliError;
 
 /// Shows what the engine keeps.
-pub async fn du(flags: DuFlags, to: &To<'_>) -> Result<(), CliError> {
+pub async fn du(flags: UsageFlags, to: &To<'_>) -> Result<(), CliError> {
     let template = flags.format.format.as_deref().map(Template::parse).transpose()?;
     let engine = to.engine().await?;
-    let request = DiskUsageRequest { filter: flags.filter.clone(), age_limit: 0 };
+    let request = DiskUsageRequest { filter: flags.shown.filter.clone(), age_limit: 0 };
     let failed = |e: tonic::Status| of_status(&e, "failed to call diskusage");
     let mut records = engine.control().disk_usage(request).await.map_err(failed)?.into_inner().record;
     records.sort_by(|a, b| (a.size, &a.id).cmp(&(b.size, &b.id)));
@@ -22,11 +22,11 @@ pub async fn du(flags: DuFlags, to: &To<'_>) -> Result<(), CliError> {
         let all = Value::List(records.iter().map(value).collect());
         return crate::print(&format!("{}\n", template.fill(&all)?));
     }
-    let mut out = match flags.verbose {
+    let mut out = match flags.shown.verbose {
         true => align(&records.iter().map(details).collect::<String>(), Fill::Tabs),
         false => align(&format!("{HEAD}{}", records.iter().map(row).collect::<String>()), Fill::Tabs),
     };
-    if flags.filter.is_empty() {
+    if flags.shown.filter.is_empty() {
         out.push_str(&align(&summary(&records), Fill::Tabs));
     }
     crate::print(&out)
