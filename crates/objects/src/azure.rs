@@ -20,7 +20,7 @@ use crate::blocks::Blocks;
 use crate::client::{Body, Call, Client, Opened, Sign, Unsigned};
 use crate::error::config;
 use crate::limits::Limits;
-use crate::{MANIFEST_MAX, ObjectStore, keys};
+use crate::{MANIFEST_MAX, ObjectStore, Stored, keys};
 
 /// Version of the service's protocol; the signature depends on it.
 const VERSION: &str = "2021-08-06";
@@ -195,8 +195,9 @@ impl ObjectStore for AzureStore {
         }
     }
 
-    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<(), ErrorKind> {
-        self.upload(&self.key(digest), &Upload::Blob { source: &source, digest, size }).await
+    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<Stored, ErrorKind> {
+        let upload = Upload::Blob { source: &source, digest, size };
+        self.upload(&self.key(digest), &upload).await.map(|()| Stored::There)
     }
 
     async fn open(&self, digest: &Digest, offset: u64) -> Result<Opened, ErrorKind> {

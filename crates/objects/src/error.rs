@@ -5,15 +5,27 @@ use kiln_stdx::ErrorClass;
 
 /// A store that does not do what it is asked.
 #[derive(Debug, thiserror::Error)]
-#[error("{store}: {kind}")]
+#[error("{store}: {}{kind}", .object.as_ref().map(|object| format!("{object}: ")).unwrap_or_default())]
 pub struct ObjectError {
     /// The store's name.
     pub store: String,
+    /// What of it the failure is about, where that is one object.
+    pub object: Option<String>,
     #[source]
     pub kind: ErrorKind,
 }
 
 impl ObjectError {
+    /// Returns a failure of a whole store.
+    pub fn new(store: &str, kind: ErrorKind) -> Self {
+        Self { store: store.to_owned(), object: None, kind }
+    }
+
+    /// Returns a failure over one object, such as `layer sha256:…`.
+    pub fn of(store: &str, object: impl Into<String>, kind: ErrorKind) -> Self {
+        Self { object: Some(object.into()), ..Self::new(store, kind) }
+    }
+
     /// Returns who has to act.
     pub fn class(&self) -> ErrorClass {
         match &self.kind {

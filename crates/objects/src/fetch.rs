@@ -49,7 +49,10 @@ async fn step(state: Option<Download>) -> Result<Option<(Bytes, Option<Download>
             let more = (download.offset < download.size).then_some(download);
             Ok(Some((piece, more)))
         }
-        Err(kind) => Err(ObjectError { store: download.store.name().to_owned(), kind }),
+        Err(kind) => {
+            let object = format!("blob {}", download.digest);
+            Err(ObjectError::of(download.store.name(), object, kind))
+        }
     }
 }
 

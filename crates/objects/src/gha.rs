@@ -19,7 +19,7 @@ use crate::client::{Body, Call, Client, Opened, Unsigned};
 use crate::error::{config, protocol};
 use crate::http::Bearer;
 use crate::limits::Limits;
-use crate::{MANIFEST_MAX, ObjectStore, keys};
+use crate::{MANIFEST_MAX, ObjectStore, Stored, keys};
 
 /// Path of the service below its address.
 const SERVICE: &str = "twirp/github.actions.results.api.v1.CacheService/";
@@ -61,8 +61,7 @@ impl GhaStore {
         }
         let url = keys::base("url", url)?;
         if let Some(total) = timeout(attrs)? {
-            limits.retry.total = total;
-            limits.manifests = limits.manifests.min(total);
+            limits.set_total(total);
         }
         let scope = attrs.get("scope").map_or("buildkit", String::as_str);
         let scopes = scopes(token, SystemClock.unix())?;
@@ -105,25 +104,26 @@ impl GhaStore {
         Ok(self.find(&wanted).await?.filter(|(key, _)| *key == wanted).map(|(_, url)| url))
     }
 
-    /// Writes an entry; tells whether it did, or somebody else has or does. A writer that was cut off holds its key for a
-    /// while, during which readers miss what it leaves out.
+    /// Writes an entry; tells whether it did, or somebody else has or does. A writer that was cut off holds its key until
+    /// the service forgets it; nobody reads what it left, and nobody else can write it.
     async fn write(&self, key: &str, size: u64, upload: &Upload<'_>) -> Result<bool, ErrorKind> {
         let answer = match self.call("CreateCacheEntry", &json!({"key": key, "version": version()})).await {
             Err(ErrorKind::Status { status: 409, .. }) => return Ok(false),
             answer => answer?,
         };
         if answer["ok"].as_bool() != Some(true) {
-            return Err(protocol("the service takes no entry"));
+            return Ok(false);
         }
         let url = address(&answer["signed_upload_url"])?;
         azure::put(&self.client, &Unsigned, &url, upload).await?;
         let body = json!({"key": key, "size_bytes": size, "version": version()});
-        let answer = self.call("FinalizeCacheEntryUpload", &body).await?;
-        if answer["ok"].as_bool() == Some(true) {
-            Ok(true)
-        } else {
-            Err(protocol("the service did not finish an entry"))
-        }
+        let refused = match self.call("FinalizeCacheEntryUpload", &body).await {
+            Ok(answer) if answer["ok"].as_bool() == Some(true) => return Ok(true),
+            Ok(_) => protocol("the service did not finish an entry"),
+            Err(kind) => kind,
+        };
+        // Where the answer was lost, and not what it answers, the entry is finished.
+        if matches!(self.find(key).await, Ok(Some((found, _))) if found == key) { Ok(true) } else { Err(refused) }
     }
 }
 
@@ -171,8 +171,10 @@ impl ObjectStore for GhaStore {
         Ok(self.blob(digest).await?.is_some())
     }
 
-    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<(), ErrorKind> {
-        self.write(&blob_key(digest), size, &Upload::Blob { source: &source, digest, size }).await.map(drop)
+    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<Stored, ErrorKind> {
+        let upload = Upload::Blob { source: &source, digest, size };
+        let there = self.write(&blob_key(digest), size, &upload).await? || self.has(digest).await?;
+        Ok(if there { Stored::There } else { Stored::Awaited })
     }
 
     async fn open(&self, digest: &Digest, offset: u64) -> Result<Opened, ErrorKind> {
@@ -202,7 +204,7 @@ impl ObjectStore for GhaStore {
                 return Ok(());
             }
         }
-        Err(protocol("others write manifests faster than this one can be"))
+        Err(protocol("exports that have not finished hold all keys of the manifest; use another scope"))
     }
 }
 

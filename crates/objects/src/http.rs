@@ -15,7 +15,7 @@ use crate::attrs::{Attrs, given, names, timeout};
 use crate::client::{Body, Call, Client, Opened, Sign};
 use crate::error::config;
 use crate::limits::Limits;
-use crate::{MANIFEST_MAX, ObjectStore, keys};
+use crate::{MANIFEST_MAX, ObjectStore, Stored, keys};
 
 /// A place below an address.
 pub(crate) struct HttpStore {
@@ -91,10 +91,10 @@ impl ObjectStore for HttpStore {
         }
     }
 
-    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<(), ErrorKind> {
+    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<Stored, ErrorKind> {
         let body = Body::Upload { source, digest: *digest, size };
         let call = Call::new(Method::PUT, self.blob(digest)?).carrying(body);
-        self.client.send(&call, &self.token).await.map(drop)
+        self.client.send(&call, &self.token).await.map(|_| Stored::There)
     }
 
     async fn open(&self, digest: &Digest, offset: u64) -> Result<Opened, ErrorKind> {

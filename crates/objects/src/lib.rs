@@ -55,11 +55,11 @@ pub trait ObjectStore: Send + Sync {
     /// Refusals, and what is left after the retries.
     async fn has(&self, digest: &Digest) -> Result<bool, ErrorKind>;
 
-    /// Sends a blob; one that came there meanwhile is as good.
+    /// Sends a blob; one that came there meanwhile is as good. Tells whether it can be read now.
     ///
     /// # Errors
     /// As [`Self::has`]; a source that cannot be read or is not what its digest says.
-    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<(), ErrorKind>;
+    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<Stored, ErrorKind>;
 
     /// Opens a blob at an offset. Its bytes are not checked here, see [`fetch`].
     ///
@@ -78,6 +78,15 @@ pub trait ObjectStore: Send + Sync {
     /// # Errors
     /// As [`Self::has`].
     async fn put_manifest(&self, manifest: Bytes) -> Result<(), ErrorKind>;
+}
+
+/// What became of a blob that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It can be read.
+    There,
+    /// Somebody else has begun to write it and not finished; nobody can read it before, and nobody else write it.
+    Awaited,
 }
 
 /// A kind of store.
@@ -129,5 +138,5 @@ pub fn open(
         Kind::Gha => gha::GhaStore::new(attrs, limits).map(|store| Arc::new(store) as _),
         Kind::Azblob => azure::AzureStore::new(attrs, env, limits).map(|store| Arc::new(store) as _),
     };
-    opened.map_err(|kind| ObjectError { store: "cache".into(), kind })
+    opened.map_err(|kind| ObjectError::new("cache", kind))
 }

@@ -44,7 +44,18 @@ impl Limits {
     /// Takes `wait` as the longest time without an answer or a byte.
     pub(crate) fn set_wait(&mut self, wait: Duration) {
         self.timeouts = Timeouts { connect: wait.min(self.timeouts.connect), response: wait, stall: wait };
-        self.manifests = self.manifests.min(wait * self.retry.attempts);
+        let all = wait * self.retry.attempts;
+        self.manifests = self.manifests.min(all);
+        self.retry.total = self.retry.total.min(all);
+    }
+
+    /// Takes `total` as the longest sum of waits between attempts, and nothing else as longer than that.
+    pub(crate) fn set_total(&mut self, total: Duration) {
+        let Timeouts { connect, response, stall } = self.timeouts;
+        self.timeouts =
+            Timeouts { connect: connect.min(total), response: response.min(total), stall: stall.min(total) };
+        self.manifests = self.manifests.min(total);
+        self.retry.total = total;
     }
 
     /// Returns how many bytes of a blob of `size` go into one part: a store takes ten thousand.

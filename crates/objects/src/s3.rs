@@ -17,7 +17,7 @@ use crate::client::{Body, Call, Client, Opened, element};
 use crate::error::{config, protocol};
 use crate::limits::Limits;
 use crate::sigv4::SigV4;
-use crate::{MANIFEST_MAX, ObjectStore, aws, keys};
+use crate::{MANIFEST_MAX, ObjectStore, Stored, aws, keys};
 
 /// Objects of more bytes cannot be copied in one piece.
 const COPY_MAX: u64 = 5 << 30;
@@ -242,13 +242,13 @@ impl ObjectStore for S3Store {
         }
     }
 
-    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<(), ErrorKind> {
+    async fn put(&self, digest: &Digest, size: u64, source: Arc<dyn BlobSource>) -> Result<Stored, ErrorKind> {
         let key = self.key(digest);
         if size > self.client.limits.whole {
-            return self.put_parts(&key, digest, size, &source).await;
+            return self.put_parts(&key, digest, size, &source).await.map(|()| Stored::There);
         }
         let call = self.call(Method::PUT, &key, "")?.carrying(Body::Upload { source, digest: *digest, size });
-        self.send(call).await.map(drop)
+        self.send(call).await.map(|_| Stored::There)
     }
 
     async fn open(&self, digest: &Digest, offset: u64) -> Result<Opened, ErrorKind> {

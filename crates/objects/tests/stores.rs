@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use kiln_objects::{Attrs, Kind, Limits, ObjectError, ObjectStore, fetch, open};
+use kiln_objects::{Attrs, Kind, Limits, ObjectError, ObjectStore, Stored, fetch, open};
 use kiln_registry::{ErrorKind, RetryPolicy, Timeouts};
 use kiln_stdx::Digest;
 use kiln_testkit::ObjectServer;
@@ -75,7 +75,7 @@ fn noise(length: usize) -> Bytes {
     (0..length).map(|at| u8::try_from(at * at % 251).unwrap_or(0)).collect()
 }
 
-async fn put(store: &Arc<dyn ObjectStore>, data: &Bytes) -> Result<(), ErrorKind> {
+async fn put(store: &Arc<dyn ObjectStore>, data: &Bytes) -> Result<Stored, ErrorKind> {
     store.put(&Digest::of(data), data.len() as u64, Arc::new(data.clone())).await
 }
 
@@ -276,4 +276,56 @@ async fn a_redirect_of_a_plain_server_does_not_get_the_token() {
     server.misbehave(move |asked, _| (asked.method == "GET").then(|| Answer::new(307).with("Location", &to)));
     assert_eq!(get(&store(&server, Kind::Http), &data).await.unwrap(), data);
     assert!(elsewhere.take_log().iter().all(|asked| asked.header("authorization").is_empty()));
+}
+
+/// Tells whether a request of the cache service says that an entry is written.
+fn is_last(asked: &Asked) -> bool {
+    asked.path.ends_with("/FinalizeCacheEntryUpload")
+}
+
+#[tokio::test]
+async fn a_writer_that_was_cut_off_holds_its_key_and_nothing_else() {
+    let server = ObjectServer::start(protocol(Kind::Gha).0);
+    let store = store(&server, Kind::Gha);
+    let data = noise(3000);
+    server.misbehave(|asked, _| is_last(asked).then(|| Answer::new(503)));
+    assert!(matches!(put(&store, &data).await, Err(ErrorKind::Status { status: 503, .. })));
+    assert!(store.put_manifest(Bytes::from("cut off")).await.is_err());
+    server.misbehave(|_, _| None);
+    assert!(matches!(store.manifests().await, Err(ErrorKind::NotFound)), "what is not finished is not read");
+    assert!(!store.has(&Digest::of(&data)).await.unwrap());
+    assert_eq!(put(&store, &data).await.unwrap(), Stored::Awaited);
+    store.put_manifest(Bytes::from("next")).await.unwrap();
+    assert_eq!(store.manifests().await.unwrap(), [Bytes::from("next")]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_does_not_undo_what_it_tells_of() {
+    let server = ObjectServer::start(protocol(Kind::Gha).0);
+    let store = store(&server, Kind::Gha);
+    let data = noise(3000);
+    server.lose(is_last);
+    assert_eq!(put(&store, &data).await.unwrap(), Stored::There);
+    store.put_manifest(Bytes::from("m")).await.unwrap();
+    server.lose(|_| false);
+    assert_eq!(store.manifests().await.unwrap(), [Bytes::from("m")]);
+    assert_eq!(get(&store, &data).await.unwrap(), data);
+}
+
+#[tokio::test]
+async fn a_server_that_only_drips_is_given_up() {
+    for kind in KINDS {
+        let server = ObjectServer::start(protocol(kind).0);
+        let store = store(&server, kind);
+        let data = noise(3000);
+        put(&store, &data).await.unwrap();
+        server.take_log();
+        let body = data.to_vec();
+        let drip = move || Answer::new(200).body(body.clone()).ending(End::Drip(9));
+        server.misbehave(move |asked, _| (asked.method == "GET").then(&drip));
+        let error = get(&store, &data).await.unwrap_err().to_string();
+        assert!(error.contains("timed out"), "{kind:?}: {error}");
+        let asked = server.take_log().iter().filter(|asked| asked.method == "GET").count();
+        assert_eq!(asked, 3, "{kind:?}: each connection is given up");
+    }
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::registry::{Answer, Asked, FakeRegistry};
+use crate::registry::{Answer, Asked, End, FakeRegistry};
 
 /// What a server speaks, and what it lets in.
 #[derive(Debug, Clone)]
@@ -39,7 +39,15 @@ pub struct Objects {
     uploads: u32,
 }
 
+impl Objects {
+    /// Forgets entries of the cache service that were begun and not finished, as that does after a while.
+    pub fn expire(&mut self) {
+        self.open.clear();
+    }
+}
+
 type Fault = Box<dyn Fn(&Asked, &Objects) -> Option<Answer> + Send + Sync>;
+type Chosen = Box<dyn Fn(&Asked) -> bool + Send + Sync>;
 
 /// A running server. Its threads end with the process.
 pub struct ObjectServer {
@@ -48,6 +56,7 @@ pub struct ObjectServer {
     inner: FakeRegistry,
     objects: Arc<Mutex<Objects>>,
     fault: Arc<Mutex<Option<Fault>>>,
+    lost: Arc<Mutex<Option<Chosen>>>,
 }
 
 impl ObjectServer {
@@ -58,20 +67,23 @@ impl ObjectServer {
     pub fn start(protocol: Protocol) -> Self {
         let objects: Arc<Mutex<Objects>> = Arc::default();
         let fault: Arc<Mutex<Option<Fault>>> = Arc::default();
-        let (kept, broken) = (objects.clone(), fault.clone());
+        let lost: Arc<Mutex<Option<Chosen>>> = Arc::default();
+        let (kept, broken, unheard) = (objects.clone(), fault.clone(), lost.clone());
         let inner = FakeRegistry::scripted(move |asked, _| {
             let mut objects = lock(&kept);
             if let Some(answer) = lock(&broken).as_ref().and_then(|fault| fault(asked, &objects)) {
                 return Some(answer);
             }
-            Some(match &protocol {
+            let answer = match &protocol {
                 Protocol::Http { token } => plain(asked, &mut objects, token.as_deref()),
                 Protocol::S3 { .. } => s3::answer(asked, &mut objects, &protocol),
                 Protocol::Azure { account, key } => azure::answer(asked, &mut objects, account, key),
                 Protocol::Gha { token } => gha::answer(asked, &mut objects, token),
-            })
+            };
+            let is_lost = lock(&unheard).as_ref().is_some_and(|chosen| chosen(asked));
+            Some(if is_lost { answer.ending(End::Reset) } else { answer })
         });
-        Self { address: format!("http://{}", inner.host), inner, objects, fault }
+        Self { address: format!("http://{}", inner.host), inner, objects, fault, lost }
     }
 
     /// Returns what it holds, to look at or to change.
@@ -82,6 +94,11 @@ impl ObjectServer {
     /// Lets `fault` answer first from now on; where it gives no answer the server behaves.
     pub fn misbehave(&self, fault: impl Fn(&Asked, &Objects) -> Option<Answer> + Send + Sync + 'static) {
         *lock(&self.fault) = Some(Box::new(fault));
+    }
+
+    /// Loses the answers to the requests of `chosen` from now on; what they ask for is done.
+    pub fn lose(&self, chosen: impl Fn(&Asked) -> bool + Send + Sync + 'static) {
+        *lock(&self.lost) = Some(Box::new(chosen));
     }
 
     /// Returns all requests since the last call.

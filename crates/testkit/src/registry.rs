@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kiln_oci::{Descriptor, Manifest, media};
 use kiln_stdx::Digest;
+
+/// How long a server that drips waits before each byte.
+const DRIP: Duration = Duration::from_millis(20);
 
 /// A request as the server saw it.
 #[derive(Debug, Clone)]
@@ -61,6 +65,8 @@ pub enum End {
     Cut(usize),
     /// After this many bytes of the body nothing more comes, and the connection stays open.
     Stall(usize),
+    /// After this many bytes of the body the others come one at a time, with pauses, for as long as the client listens.
+    Drip(usize),
     /// The connection is cut without an answer.
     Reset,
     /// No answer comes, and the connection stays open.
@@ -207,6 +213,14 @@ fn serve(stream: &TcpStream, shared: &Shared) {
         if answer.end == End::Reset || !write_answer(stream, &asked, &answer) {
             return;
         }
+        if let End::Drip(from) = answer.end {
+            for byte in answer.body.iter().skip(from) {
+                std::thread::sleep(DRIP);
+                if (&mut &*stream).write_all(&[*byte]).is_err() {
+                    return;
+                }
+            }
+        }
         if let End::Stall(_) = answer.end {
             // Until the client has had enough of waiting.
             let _ = reader.read(&mut [0; 1]);
@@ -245,7 +259,7 @@ fn write_answer(mut stream: &TcpStream, asked: &Asked, answer: &Answer) -> bool 
     }
     let mut bytes = (head + "\r\n").into_bytes();
     let shown = match answer.end {
-        End::Cut(n) | End::Stall(n) => n.min(answer.body.len()),
+        End::Cut(n) | End::Stall(n) | End::Drip(n) => n.min(answer.body.len()),
         _ => answer.body.len(),
     };
     if asked.method != "HEAD" {

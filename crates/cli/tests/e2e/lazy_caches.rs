@@ -12,13 +12,16 @@ type Fault = fn(&[u8]) -> Answer;
 const WARNING: &str = "a result cannot be taken from cache";
 
 /// Faults by what is told of them.
-const FAULTS: [(Fault, &str); 6] = [
+const FAULTS: [(Fault, &str); 9] = [
     (|_| Answer::new(404), "not found"),
     (|_| Answer::new(403).body(r#"{"errors":[{"code":"DENIED"}]}"#), "denied"),
     (|_| Answer::new(503), "status 503"),
     (|bytes| Answer::new(200).body(bytes).ending(End::Cut(9)), "connection broken"),
     (|bytes| Answer::new(200).body(vec![b'x'; bytes.len()]), "digest mismatch"),
     (|bytes| Answer::new(200).body(bytes).ending(End::Stall(9)), "timed out"),
+    (|bytes| Answer::new(200).body(bytes).ending(End::Drip(9)), "timed out"),
+    (|_| Answer::default().ending(End::Reset), "connection broken"),
+    (|_| Answer::new(429).with("Retry-After", 3600), "rate limited"),
 ];
 
 fn dockerfile(base: &str) -> String {

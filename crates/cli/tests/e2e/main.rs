@@ -22,6 +22,7 @@ mod lazy_caches;
 mod mounts;
 mod networks;
 mod object_caches;
+mod object_faults;
 mod offline;
 mod other_tools;
 mod output;

@@ -19,8 +19,10 @@ use crate::source::stack::StackSource;
 
 /// Transfers in a row that may fail before a cache is given up for the rest of a build: each takes its time to fail.
 const FAILURES: u32 = 2;
-/// How long nothing may come before a transfer is given up.
+/// How long next to nothing may come before a transfer is given up.
 const STALL: Duration = Duration::from_secs(60);
+/// Fewest bytes that have to come in that time.
+const LEAST: u64 = 4 << 10;
 /// How long a cache may take to tell whether it has a blob.
 const TELLING: Duration = Duration::from_secs(20);
 
@@ -64,6 +66,11 @@ impl Imported {
     /// Tells whether the cache says that it has a blob.
     pub fn offers(&self, digest: &Digest) -> bool {
         self.offered.contains(digest)
+    }
+
+    /// Returns how many blobs the cache says that it has.
+    pub fn blobs(&self) -> usize {
+        self.offered.len()
     }
 
     /// Says once in a build that a result of this cache cannot be used.
@@ -143,8 +150,8 @@ impl StackSource for Imported {
                     done = &mut transfer => break done,
                     () = tokio::time::sleep(self.stall) => {
                         let now = come.load(Ordering::Relaxed);
-                        if now == before {
-                            break Err(self.slow("nothing came", self.stall));
+                        if now.saturating_sub(before) < LEAST {
+                            break Err(self.slow("next to nothing came", self.stall));
                         }
                         before = now;
                     }

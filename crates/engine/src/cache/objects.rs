@@ -53,7 +53,7 @@ pub async fn open(bridge: &Bridge, kind: Kind, spec: &CacheSpec) -> Result<Arc<d
 /// # Errors
 /// The store cannot be reached, refuses, has nothing under these names, or what it has is damaged.
 pub async fn parse(store: &dyn ObjectStore) -> Result<Vec<ParsedCache>, EngineError> {
-    let wrap = |kind| failed(ObjectError { store: store.name().to_owned(), kind });
+    let wrap = |kind| failed(ObjectError::of(store.name(), "manifest", kind));
     let read = tokio::time::timeout(store.limits().manifests, store.manifests()).await;
     let manifests = read.map_err(|_| wrap(ErrorKind::Timeout("reading it takes too long")))?.map_err(wrap)?;
     let damaged = |e| EngineError::new(ErrorClass::Remote, format!("{}: the manifest is damaged: {e}", store.name()));
@@ -84,7 +84,8 @@ impl StackSource for ObjectLayers {
 
     async fn has(&self, descriptor: &Descriptor) -> Result<bool, EngineError> {
         let found = self.0.has(&descriptor.digest).await;
-        found.map_err(|kind| failed(ObjectError { store: self.0.name().to_owned(), kind }))
+        let object = || format!("blob {}", descriptor.digest);
+        found.map_err(|kind| failed(ObjectError::of(self.0.name(), object(), kind)))
     }
 
     async fn layer(

@@ -60,7 +60,7 @@ impl StackSource for Scripted {
         _: &Store,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), EngineError> {
-        progress(1);
+        progress(LEAST - 1);
         self.act().await
     }
 }
@@ -112,7 +112,7 @@ async fn a_cache_that_gives_nothing_is_left() {
     let error = cache.has(&blob("a")).await.unwrap_err();
     assert_eq!(error.to_string(), "far: timed out: no answer for 50ms");
     let error = cache.layer(&blob("a"), &store, &|_| ()).await.unwrap_err();
-    assert_eq!(error.to_string(), "far: timed out: nothing came for 50ms");
+    assert_eq!(error.to_string(), "far: timed out: next to nothing came for 50ms");
 }
 
 #[test]

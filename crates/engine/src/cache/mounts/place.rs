@@ -242,7 +242,7 @@ struct InObjects(Arc<dyn ObjectStore>);
 
 impl InObjects {
     fn failed(&self, kind: ErrorKind) -> EngineError {
-        objects::failed(ObjectError { store: self.0.name().to_owned(), kind })
+        objects::failed(ObjectError::new(self.0.name(), kind))
     }
 }
 
@@ -278,7 +278,8 @@ impl Place for InObjects {
         if self.has(part).await? {
             return Ok(());
         }
-        self.0.put(&part.digest, part.size, Arc::new(bytes)).await.map_err(|kind| self.failed(kind))
+        // One that is awaited and never comes is missed by an import, like any that is gone.
+        self.0.put(&part.digest, part.size, Arc::new(bytes)).await.map(drop).map_err(|kind| self.failed(kind))
     }
 
     async fn set_root(&self, root: Bytes, _: &[Part]) -> Result<Told, EngineError> {
