@@ -12,7 +12,7 @@ use kiln_llb::Graph;
 use kiln_oci::Platform;
 use kiln_solver::{EventSink, MissReason, OpContext, VertexChange, VertexEvent as SolverEvent};
 use kiln_stdx::Digest;
-use kiln_store::{Blob, Store};
+use kiln_store::{Blob, MountKey, Store};
 use parking_lot::Mutex;
 use tempfile::TempPath;
 
@@ -119,8 +119,8 @@ pub struct BuildContext {
     pub policies: Policies,
     /// Paths of the client's directories that were asked for and are not there, with the nearest name that is.
     pub near: Mutex<HashMap<String, String>>,
-    /// Cache mounts that have begun anew for this build, by id with platform and by beginning.
-    pub fresh_mounts: Mutex<HashSet<(String, Option<String>)>>,
+    /// Cache mounts that have begun anew for this build.
+    pub fresh_mounts: Mutex<HashSet<MountKey>>,
     /// Where cache mounts may come from.
     pub mount_imports: Mutex<Vec<Arc<MountImport>>>,
     /// What the build itself is asked through, for operations that build.

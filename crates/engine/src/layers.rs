@@ -94,22 +94,20 @@ fn again(
     Ok(store.commit(draft, manifest, info(&store.scratch(), description, RecordType::Regular))?)
 }
 
-/// Takes the cache mount `id` of a platform's steps, waiting for others where its sharing says so.
+/// Takes the cache mount of `key`, which steps call `id`, waiting for others where its sharing says so.
 ///
-/// A mount that begins with the content of `base` is one of its own for each base. With `import` a new one may come from a
-/// remote cache.
+/// A new one begins with the content of `base`, or with `import` with what a remote cache has.
 ///
 /// # Errors
 /// It cannot be made, or the call was called off while it waited.
 pub async fn cache_mount(
     parts: &Arc<Parts>,
     cx: &OpContext,
-    (id, platform): (&str, &Platform),
+    (key, id): (&MountKey, &str),
     sharing: Sharing,
     base: Option<(&ImmutableRef, &str)>,
     import: bool,
 ) -> Result<CacheMount, EngineError> {
-    let key = mount_key(id, platform, base)?;
     let owner = match base {
         Some((reference, selector)) if !reference.is_scratch() => top(reference, selector)?.0,
         _ => MountOwner::default(),
@@ -119,16 +117,12 @@ pub async fn cache_mount(
         Sharing::Locked => kiln_store::Sharing::Locked,
         Sharing::Shared => kiln_store::Sharing::Shared,
     };
-    // A NUL begins the names of the engine's own.
-    if key.key.contains('\0') {
-        return Err(EngineError::user("the id of a cache mount must not hold a NUL"));
-    }
     if import {
-        mounts::import::make_way(parts, cx, &key);
+        mounts::import::make_way(parts, cx, key);
     }
-    let mut mount = acquire(parts, cx, &key, sharing, owner, &format!("cached mount {id}")).await?;
+    let mut mount = acquire(parts, cx, key, sharing, owner, &format!("cached mount {id}")).await?;
     if mount.is_fresh() {
-        let came = import && mounts::import::fill(parts, cx, &key, &mut mount).await?;
+        let came = import && mounts::import::fill(parts, cx, key, &mut mount).await?;
         if let Some((reference, selector)) = base.filter(|_| !came) {
             fill(reference, selector, mount.path())?;
         }
@@ -137,21 +131,12 @@ pub async fn cache_mount(
     Ok(mount)
 }
 
-/// Makes the next step that has the cache mount `id` begin anew.
+/// Returns what the cache mount `id` is found by. Programs for one platform are of no use to another, so each has a
+/// directory of its own, and so has each content that a mount begins with.
 ///
 /// # Errors
 /// What it begins with is not there.
-pub fn reset_cache_mount(
-    parts: &Parts,
-    (id, platform): (&str, &Platform),
-    base: Option<(&ImmutableRef, &str)>,
-) -> Result<(), EngineError> {
-    parts.store.reset_cache_mount(&mount_key(id, platform, base)?);
-    Ok(())
-}
-
-/// Programs for one platform are of no use to another, so each has a directory of its own.
-fn mount_key(id: &str, platform: &Platform, base: Option<(&ImmutableRef, &str)>) -> Result<MountKey, EngineError> {
+pub fn mount_key(id: &str, platform: &Platform, base: Option<(&ImmutableRef, &str)>) -> Result<MountKey, EngineError> {
     let key = match base {
         Some((reference, selector)) if !reference.is_scratch() && !selector.is_empty() => {
             format!("{id}:{}", top(reference, selector)?.1)
@@ -159,6 +144,10 @@ fn mount_key(id: &str, platform: &Platform, base: Option<(&ImmutableRef, &str)>)
         Some((reference, _)) if !reference.is_scratch() => format!("{id}:{}", reference.id()),
         _ => id.to_owned(),
     };
+    // A NUL begins the names of the engine's own.
+    if key.contains('\0') {
+        return Err(EngineError::user("the id of a cache mount must not hold a NUL"));
+    }
     // A Dockerfile's ids come with the name space they are in and a slash, and mostly without a name space.
     let shown = id.strip_prefix('/').unwrap_or(id);
     Ok(MountKey { key, id: shown.to_owned(), platform: platform.to_string() })

@@ -57,7 +57,7 @@ impl Default for MountOwner {
 }
 
 /// What a cache mount is found by.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MountKey {
     /// What tells it from others. A NUL begins the names of the engine's own.
     pub key: String,

@@ -20,6 +20,7 @@ mod image;
 mod images;
 mod lazy_caches;
 mod mounts;
+mod mounts_at_once;
 mod networks;
 mod object_caches;
 mod object_faults;

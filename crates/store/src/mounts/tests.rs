@@ -1,5 +1,7 @@
 //! Tests of cache mounts.
 
+mod at_once;
+
 use std::time::Duration;
 
 use super::*;

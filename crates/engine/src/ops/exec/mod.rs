@@ -1,5 +1,6 @@
 //! Exec: a process over mounts. What it leaves in mounts that have an output becomes layers.
 
+mod caches;
 mod log;
 pub mod mounts;
 mod record;

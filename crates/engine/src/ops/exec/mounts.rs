@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_executor::{MountSource, SandboxMount};
-use kiln_llb::op::{Mount as LlbMount, MountKind, SessionFile, Sharing};
+use kiln_llb::op::{Mount as LlbMount, MountKind, SessionFile};
 use kiln_oci::Platform;
 use kiln_snapshot::{Active, Mount};
 use kiln_solver::OpContext;
 use kiln_stdx::{ErrorClass, Secret};
-use kiln_store::{CacheMount, ImmutableRef, LayerDraft, Mark, RecordType, WriteEnd};
+use kiln_store::{ImmutableRef, LayerDraft, Mark, RecordType, WriteEnd};
 
-use crate::build::BuildContext;
+use super::caches::Caches;
 use crate::error::EngineError;
 use crate::layers;
-use crate::parts::{Parts, builds};
+use crate::parts::Parts;
 use crate::session::{self, SshSocket};
 
 /// What mounts are made from.
@@ -50,7 +50,7 @@ pub struct Prepared {
     _discarded: Vec<LayerDraft>,
     /// What is mounted.
     _held: Vec<ImmutableRef>,
-    caches: Vec<Cache>,
+    caches: Caches,
     _sockets: Vec<SshSocket>,
 }
 
@@ -61,15 +61,6 @@ fn lay_floor(parts: &Parts, root: &mut Mount) {
     {
         lowers.extend(parts.store.floor());
     }
-}
-
-/// A cache mount that the step has; it may show it at several places.
-struct Cache {
-    mount: CacheMount,
-    /// Id and platform, and what it began with.
-    key: (String, Option<String>),
-    /// The step may write to it.
-    written: bool,
 }
 
 /// What a mount is when the step is over.
@@ -103,7 +94,7 @@ impl Prepared {
             left: Vec::new(),
             _discarded: Vec::new(),
             _held: Vec::new(),
-            caches: Vec::new(),
+            caches: Caches::take(needs).await?,
             _sockets: Vec::new(),
         };
         for (place, mount) in needs.mounts.iter().enumerate() {
@@ -117,8 +108,11 @@ impl Prepared {
                 MountKind::Tmpfs { size } => {
                     this.place(dest, mount, Mount::Tmpfs { size: *size, mode: 0o1777 });
                 }
-                MountKind::Cache { id, sharing } => {
-                    let source = this.cache(needs, mount, id, *sharing).await?;
+                MountKind::Cache { .. } => {
+                    let directory = this.caches.directory(place).map(Path::to_owned);
+                    let source =
+                        directory.ok_or_else(|| EngineError::new(ErrorClass::Bug, "a mount without source"))?;
+                    let source = Mount::Bind { source, readonly: mount.readonly };
                     // The selector says what a new mount begins with, not which part of it is shown.
                     this.place(dest, &LlbMount { selector: String::new(), ..mount.clone() }, source);
                 }
@@ -194,42 +188,9 @@ impl Prepared {
         }
     }
 
-    async fn cache(
-        &mut self,
-        needs: &Needs<'_>,
-        mount: &LlbMount,
-        id: &str,
-        sharing: Sharing,
-    ) -> Result<Mount, EngineError> {
-        let base = mount.input.map(|index| super::super::input(needs.inputs, index)).transpose()?;
-        let beginning = base.map(|reference| format!("{}/{}", reference.id(), mount.selector));
-        let key = (format!("{id}\0{}", needs.platform), beginning);
-        if let Some(cache) = self.caches.iter_mut().find(|cache| cache.key == key) {
-            cache.written |= !mount.readonly;
-            return Ok(Mount::Bind { source: cache.mount.path().to_owned(), readonly: mount.readonly });
-        }
-        let base = base.map(|reference| (reference, mount.selector.as_str()));
-        // Once a build: what its steps hand on to each other in a cache mount stays.
-        let first = |build: &&Arc<BuildContext>| {
-            let anew = build.settings.cache_mounts.begin_anew(needs.ignore_cache);
-            anew && build.fresh_mounts.lock().insert(key.clone())
-        };
-        // A mount that begins anew begins with nothing.
-        let anew = |build: &Arc<BuildContext>| build.settings.cache_mounts.begin_anew(needs.ignore_cache);
-        let import = !builds(needs.cx).iter().any(anew);
-        let named = (id, needs.platform);
-        if builds(needs.cx).iter().filter(first).count() > 0 {
-            layers::reset_cache_mount(needs.parts, named, base)?;
-        }
-        let taken = layers::cache_mount(needs.parts, needs.cx, named, sharing, base, import).await?;
-        let source = taken.path().to_owned();
-        self.caches.push(Cache { mount: taken, key, written: !mount.readonly });
-        Ok(Mount::Bind { source, readonly: mount.readonly })
-    }
-
     /// Records that the step's process is about to write to its cache mounts.
     pub fn begin_writes(&mut self) {
-        self.caches.iter_mut().filter(|cache| cache.written).for_each(|cache| cache.mount.begin_write());
+        self.caches.begin_writes();
     }
 
     /// Returns the directories that the process writes to.
@@ -238,18 +199,18 @@ impl Prepared {
             Left::Changes(changes) => changes.draft.scratch().ok().map(Path::to_owned),
             Left::Same(_) => None,
         };
-        let caches = self.caches.iter().filter(|cache| cache.written).map(|cache| cache.mount.path().to_owned());
+        let caches = self.caches.written().map(Path::to_owned);
         self.left.iter().filter_map(|(_, _, left)| upper(left)).chain(caches).collect()
     }
 
     /// Records how the process ended. What is dropped without that was cut off.
     pub fn end_writes(&mut self, end: WriteEnd<'_>) {
-        self.caches.iter_mut().for_each(|cache| cache.mount.end_write(end));
+        self.caches.end_writes(end);
     }
 
     /// Returns the cache mounts that may have been damaged before the step began, with what happened.
     pub fn marked(&self) -> impl Iterator<Item = (&str, &Mark)> {
-        self.caches.iter().filter_map(|cache| Some((cache.mount.name(), cache.mount.mark()?)))
+        self.caches.marked()
     }
 
     async fn secret(&mut self, needs: &Needs<'_>, dest: String, file: &SessionFile) -> Result<(), EngineError> {
