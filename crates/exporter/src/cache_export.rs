@@ -16,7 +16,7 @@ use crate::cacheconfig::{self, CREATED_AT, CacheForm, CacheNode, DESCRIPTION, UN
 use crate::content::{Content, Data};
 use crate::context::ExportContext;
 use crate::error::{ExportError, Result};
-use crate::image_config::format_seconds;
+use crate::image_config::format_nanoseconds;
 use crate::progress::Status;
 use crate::{push, send};
 
@@ -72,7 +72,7 @@ impl CacheLayers {
             layer_blob(&self.context, layer, &BlobOptions { compression, force, epoch: None, here: false })?;
         let notes = &mut descriptor.annotations;
         notes.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
-        notes.insert(CREATED_AT.to_owned(), format_seconds(i64::try_from(layer.created()).unwrap_or(i64::MAX)));
+        notes.insert(CREATED_AT.to_owned(), format_nanoseconds(layer.created().into()));
         notes.insert(DESCRIPTION.to_owned(), layer.description());
         notes.retain(|_, text| !text.is_empty());
         let data = blob.map_or_else(|| Data::Remote(layer.clone()), Data::Blob);

@@ -17,7 +17,7 @@ pub use build::{build, build_annotated};
 pub use format::{CacheConfig, CacheInput, CacheLayer, CacheRecord, ChainedResult, LayerAnnotations, LayerResult};
 pub use inline::{inline_records, parse_inline};
 pub use manifest::{CacheForm, CacheManifest, read_manifest, write_manifest};
-pub use parse::{ParsedCache, parse, parse_annotated, seconds};
+pub use parse::{ParsedCache, nanoseconds, parse, parse_annotated};
 pub use seal::seal;
 
 /// Annotation of a layer's uncompressed digest.
@@ -54,8 +54,8 @@ pub struct CacheLink {
 pub struct CacheResult {
     /// Blobs, bottom first; never empty. Their annotations hold [`UNCOMPRESSED`] and perhaps the others.
     pub layers: Vec<Descriptor>,
-    /// When it was made, seconds since 1970.
-    pub created: i64,
+    /// When it was made, nanoseconds since 1970.
+    pub created: i128,
 }
 
 #[cfg(test)]

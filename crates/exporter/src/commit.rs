@@ -38,7 +38,7 @@ pub struct BuiltImage {
     pub blobs: Vec<Content>,
     /// Manifests, children before parents; the last one is [`Self::descriptor`].
     pub manifests: Vec<Content>,
-    /// RFC 3339; when the image was made.
+    /// RFC 3339; when the image was made, in whole seconds, as annotations have it.
     pub created: String,
 }
 
@@ -263,7 +263,7 @@ impl<'a> Commit<'a> {
         if self.created.is_none() {
             self.created = match epoch {
                 Some(epoch) => Some(image_config::format_seconds(epoch)),
-                None => ImageConfig::from_json(&config)?.created,
+                None => ImageConfig::from_json(&config)?.created.map(|made| image_config::whole_seconds(&made)),
             };
         }
         let (manifest_type, config_type) = match self.oci_types {

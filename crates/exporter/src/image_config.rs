@@ -20,7 +20,7 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LayerNote {
     pub(crate) description: String,
-    /// Seconds since 1970.
+    /// Nanoseconds since 1970.
     pub(crate) created: Option<u64>,
 }
 
@@ -144,8 +144,18 @@ fn clamped(time: &str, epoch: i64) -> Result<String> {
     Ok(if late { format_seconds(epoch) } else { time.to_owned() })
 }
 
-fn format_time(seconds: u64) -> String {
-    format_seconds(i64::try_from(seconds).unwrap_or(i64::MAX))
+fn format_time(nanoseconds: u64) -> String {
+    format_nanoseconds(nanoseconds.into())
+}
+
+/// Returns a time without what comes after the whole second; a text that is no time stays as it is.
+pub(crate) fn whole_seconds(time: &str) -> String {
+    time.parse::<jiff::Timestamp>().map_or_else(|_| time.to_owned(), |time| format_seconds(time.as_second()))
+}
+
+/// Formats nanoseconds since 1970 as RFC 3339 in UTC, with as many digits as it takes; what no calendar has becomes 1970.
+pub(crate) fn format_nanoseconds(nanoseconds: i128) -> String {
+    jiff::Timestamp::from_nanosecond(nanoseconds).unwrap_or_default().to_string()
 }
 
 /// Formats whole seconds since 1970 as RFC 3339 in UTC; what no calendar has becomes 1970.

@@ -47,7 +47,9 @@ impl Fixture {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = StoreConfig::new(dir.path().join("root"));
-        config.clock = Arc::new(ManualClock::at(NOW));
+        let clock = ManualClock::at(NOW);
+        clock.advance(std::time::Duration::from_millis(250));
+        config.clock = Arc::new(clock);
         Self { store: Store::open(config).unwrap(), dir, progress: Arc::default() }
     }
 

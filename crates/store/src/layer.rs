@@ -15,7 +15,7 @@ use crate::blob::USE_GRAIN;
 use crate::disk;
 use crate::error::{IoContext, Result, StoreError};
 use crate::layout::{LayerDir, LayerId};
-use crate::record::{LayerInfo, LayerRecord, LazyLayer, RecordType, Unpacked, Variant};
+use crate::record::{LayerInfo, LayerRecord, LazyLayer, RecordType, Unpacked, Variant, split_nanos};
 use crate::refs::ImmutableRef;
 use crate::repair::RepairAction;
 use crate::store::{Inner, LayerTable, Store};
@@ -102,9 +102,9 @@ impl Layer {
         self.cell.record().record_type
     }
 
-    /// When it was made, seconds since 1970.
+    /// When it was made, nanoseconds since 1970.
     pub fn created(&self) -> u64 {
-        self.cell.record().created
+        self.cell.record().made()
     }
 
     /// Where its blob can be fetched, in the engine's words.
@@ -216,8 +216,10 @@ impl Store {
         let encoded = manifest.encode();
         let bytes = account::layer_bytes(&manifest, &draft.dir, encoded.len() as u64);
         let unpacked = inner.unpacked(&manifest, &encoded, Some(bytes));
-        let now = inner.clock.unix();
-        let cost = inner.clock.unix_nanos().saturating_sub(draft.begun) / 1_000_000;
+        let nanos = inner.clock.unix_nanos();
+        let (now, _) = split_nanos(nanos);
+        let cost = nanos.saturating_sub(draft.begun) / 1_000_000;
+        let (created, created_nanos) = split_nanos(if info.created == 0 { nanos } else { info.created });
         inner.account_finished(bytes);
         let _room = self.reserve_written(bytes);
         let record = LayerRecord {
@@ -225,7 +227,8 @@ impl Store {
             chain: info.chain,
             description: info.description,
             record_type: info.record_type,
-            created: if info.created == 0 { now } else { info.created },
+            created,
+            created_nanos,
             diff_id: info.diff_id,
             chain_id: info.chain_id,
             origin: None,
@@ -270,13 +273,16 @@ impl Store {
             }
             return Ok(layer);
         }
-        let now = inner.clock.unix();
+        let nanos = inner.clock.unix_nanos();
+        let (now, _) = split_nanos(nanos);
+        let (created, created_nanos) = split_nanos(if lazy.created == 0 { nanos } else { lazy.created });
         let record = LayerRecord {
             id: LayerId::random(),
             chain: lazy.chain,
             description: lazy.description,
             record_type: lazy.record_type,
-            created: if lazy.created == 0 { now } else { lazy.created },
+            created,
+            created_nanos,
             diff_id: Some(lazy.diff_id),
             chain_id: Some(lazy.chain_id),
             origin: Some(lazy.origin),

@@ -11,6 +11,7 @@ use crate::epoch::Stamp;
 use crate::layout::LayerId;
 
 const KIND: &str = "kiln.layer.v1";
+const SECOND: u64 = 1_000_000_000;
 
 /// What a record is for, in the words of BuildKit's disk usage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -59,7 +60,7 @@ pub struct LayerInfo {
     pub description: String,
     /// What it is for.
     pub record_type: RecordType,
-    /// When its content was made, seconds since 1970; 0 means now.
+    /// When its content was made, nanoseconds since 1970; 0 means now.
     pub created: u64,
     /// The digest of its uncompressed archive, if known.
     pub diff_id: Option<DiffId>,
@@ -82,7 +83,7 @@ pub struct LazyLayer {
     pub chain: Vec<LayerId>,
     /// For people: `pulled from docker.io/library/alpine:3`.
     pub description: String,
-    /// When its content was made, seconds since 1970; 0 means now.
+    /// When its content was made, nanoseconds since 1970; 0 means now.
     pub created: u64,
     /// What it is for.
     pub record_type: RecordType,
@@ -120,7 +121,11 @@ pub(crate) struct LayerRecord {
     pub chain: Vec<LayerId>,
     pub description: String,
     pub record_type: RecordType,
+    /// Seconds since 1970.
     pub created: u64,
+    /// What came after the whole second.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub created_nanos: u32,
     pub diff_id: Option<DiffId>,
     pub chain_id: Option<ChainId>,
     pub origin: Option<String>,
@@ -131,7 +136,21 @@ pub(crate) struct LayerRecord {
     pub cost_ms: Option<u64>,
 }
 
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Splits nanoseconds since 1970 into seconds and the rest.
+pub(crate) fn split_nanos(nanos: u64) -> (u64, u32) {
+    (nanos / SECOND, u32::try_from(nanos % SECOND).unwrap_or(0))
+}
+
 impl LayerRecord {
+    /// Returns when its content was made, in nanoseconds since 1970.
+    pub fn made(&self) -> u64 {
+        self.created.saturating_mul(SECOND).saturating_add(u64::from(self.created_nanos))
+    }
+
     /// Returns what its directory takes on the disk, as far as is known.
     pub fn disk_bytes(&self) -> u64 {
         let of = |u: &Unpacked| u.disk.unwrap_or_else(|| blocks(u.size) + blocks(u.manifest_size));

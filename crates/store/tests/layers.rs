@@ -3,13 +3,17 @@
 mod common;
 
 use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
 
 use common::{meta, open};
 use kiln_oci::{ChainId, DiffId};
 use kiln_snapshot::compress::Compression;
 use kiln_snapshot::layer::LayerBuilder;
-use kiln_stdx::{Digest, ErrorClass};
-use kiln_store::{BlobOptions, ImmutableRef, Layer, LayerInfo, LazyLayer, RecordType, RepairAction, Store, StoreError};
+use kiln_stdx::{Digest, ErrorClass, ManualClock};
+use kiln_store::{
+    BlobOptions, ImmutableRef, Layer, LayerInfo, LazyLayer, RecordType, RepairAction, Store, StoreConfig, StoreError,
+};
 
 fn layer(below: &ImmutableRef, info: LayerInfo, name: &str) -> Layer {
     let store = below.store();
@@ -86,6 +90,33 @@ fn dropping_a_layer_drops_what_was_made_on_it() {
     assert_eq!(store.layers().len(), 1);
     let events = store.repairs().events();
     assert!(events.iter().any(|e| e.action == RepairAction::Dropped && e.subject.starts_with("layer")), "{events:?}");
+}
+
+#[test]
+fn when_a_layer_was_made_is_kept_to_the_nanosecond() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = ManualClock::at(1_700_000_000);
+    clock.advance(Duration::from_nanos(123_456_789));
+    let open = || {
+        let root = dir.path().join("root");
+        Store::open(StoreConfig { root, recheck: Duration::ZERO, clock: Arc::new(clock.clone()) }).unwrap()
+    };
+    let store = open();
+    let chain = |name: &str| Some(ChainId(Digest::of(name)));
+    let made = |name: &str, created| {
+        let info = LayerInfo { chain_id: chain(name), created, ..LayerInfo::default() };
+        layer(&store.scratch(), info, name).created()
+    };
+    let (now, told) = (1_700_000_000_123_456_789, 1_000_000_001);
+    assert_eq!((made("now", 0), made("told", told)), (now, told));
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(made("now", 0), now, "one that is here is as old as it was");
+    drop(store);
+    let store = open();
+    for (name, created) in [("now", now), ("told", told)] {
+        assert_eq!(store.layer_by_chain_id(chain(name).unwrap()).unwrap().created(), created);
+    }
+    assert_eq!(store.usage().unwrap().iter().map(|record| record.created_at).collect::<Vec<_>>(), [1, 1_700_000_000]);
 }
 
 #[test]

@@ -165,5 +165,5 @@ pub fn nodes(layers: &mut CacheLayers, kept: Vec<Kept>) -> Result<Vec<CacheNode>
 fn cached(result: &ImmutableRef, blobs: &HashMap<LayerId, Descriptor>) -> Option<CacheResult> {
     let created = result.layers().last()?.created();
     let layers = result.layers().iter().map(|layer| blobs.get(&layer.id()).cloned()).collect::<Option<_>>()?;
-    Some(CacheResult { layers, created: i64::try_from(created).unwrap_or(i64::MAX) })
+    Some(CacheResult { layers, created: created.into() })
 }

@@ -118,9 +118,9 @@ impl<R: Send + Sync + 'static> KeyStore<R> for ImportedKeys<R> {
     }
 
     fn made(&self, key: KeyId, record: &RecordId) -> Option<u64> {
-        let seconds = self.records.lock().kept.get(&key)?.get(record)?.created;
+        let created = self.records.lock().kept.get(&key)?.get(record)?.created;
         // Before 1970 is what caches say that do not tell.
-        u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)?.checked_mul(1_000_000_000)
+        u64::try_from(created).ok().filter(|nanoseconds| *nanoseconds > 0)
     }
 
     async fn load(&self, cx: &OpContext, key: KeyId, record: &RecordId) -> Result<Loaded<R>, KeyStoreError> {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
-use kiln_exporter::cacheconfig::{CREATED_AT, DESCRIPTION, UNCOMPRESSED, seconds};
+use kiln_exporter::cacheconfig::{CREATED_AT, DESCRIPTION, UNCOMPRESSED, nanoseconds};
 use kiln_oci::{Descriptor, DiffId, chain_ids, media};
 use kiln_solver::OpContext;
 use kiln_stdx::ErrorClass;
@@ -187,10 +187,10 @@ fn plain(descriptor: &Descriptor) -> Descriptor {
     plain
 }
 
-/// Returns when a layer was made, as the cache tells; 0 if it does not. An image that is made of it then has the times that
+/// Returns when a layer was made, in nanoseconds since 1970, as the cache tells; 0 if it does not. An image that is made of it then has the times that
 /// it had where the cache comes from.
 fn created(descriptor: &Descriptor) -> u64 {
-    let noted = descriptor.annotations.get(CREATED_AT).map_or(0, |text| seconds(text));
+    let noted = descriptor.annotations.get(CREATED_AT).map_or(0, |text| nanoseconds(text));
     u64::try_from(noted).unwrap_or(0)
 }
 
@@ -219,8 +219,8 @@ mod tests {
         noted.annotations.insert(UNCOMPRESSED.into(), Digest::of("tar").to_string());
         assert_eq!(diff_id(&noted).unwrap(), DiffId(Digest::of("tar")));
         assert_eq!(created(&noted), 0);
-        noted.annotations.insert(CREATED_AT.into(), "1970-01-01T00:01:40Z".into());
-        assert_eq!(created(&noted), 100);
+        noted.annotations.insert(CREATED_AT.into(), "1970-01-01T00:01:40.5Z".into());
+        assert_eq!(created(&noted), 100_500_000_000);
         noted.annotations.insert("mine".into(), "1".into());
         let left = plain(&noted);
         assert_eq!((left.annotations.len(), left.digest), (1, noted.digest));

@@ -7,7 +7,7 @@ use kiln_stdx::{Digest, StableHasher};
 
 use super::format::{CacheConfig, CacheInput, CacheLayer, CacheRecord, LayerAnnotations, LayerResult, NO_TIME};
 use super::{CREATED_AT, CacheLink, CacheNode, CacheResult, UNCOMPRESSED};
-use crate::image_config::format_seconds;
+use crate::image_config::format_nanoseconds;
 
 /// Returns the config of `nodes` and the blobs that it names, in the order of its layers without repetition.
 ///
@@ -219,7 +219,7 @@ fn record(node: &Merged, place: &HashMap<usize, usize>, layers: &LayerIndex) -> 
     };
     let result = best(&node.results).and_then(|result| {
         let chain: Vec<Digest> = result.layers.iter().map(|l| l.digest).collect();
-        Some(LayerResult { layer: number(*layers.get(&chain)?), created_at: format_seconds(result.created) })
+        Some(LayerResult { layer: number(*layers.get(&chain)?), created_at: format_nanoseconds(result.created) })
     });
     CacheRecord {
         results: result.into_iter().collect(),

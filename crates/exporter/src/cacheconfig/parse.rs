@@ -158,7 +158,7 @@ fn node(record: &CacheRecord, count: usize, stacks: &Stacks<'_>, dropped: &mut u
     let mut results = Vec::new();
     for (layers, created) in single.chain(chained) {
         match layers.filter(|l| !l.is_empty()) {
-            Some(layers) => results.push(CacheResult { layers, created: seconds(created) }),
+            Some(layers) => results.push(CacheResult { layers, created: nanoseconds(created) }),
             None => *dropped += 1,
         }
     }
@@ -198,7 +198,7 @@ impl Stacks<'_> {
     }
 }
 
-/// Returns seconds since 1970; a text that is no time counts as very old.
-pub fn seconds(text: &str) -> i64 {
-    text.parse::<jiff::Timestamp>().map_or(i64::MIN, jiff::Timestamp::as_second)
+/// Returns nanoseconds since 1970; a text that is no time counts as very old.
+pub fn nanoseconds(text: &str) -> i128 {
+    text.parse::<jiff::Timestamp>().map_or(i128::MIN, jiff::Timestamp::as_nanosecond)
 }

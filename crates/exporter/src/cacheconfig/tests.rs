@@ -30,7 +30,7 @@ fn root(name: &str) -> CacheNode {
 
 fn step(name: &str, inputs: Vec<Vec<CacheLink>>, layers: &[&str]) -> CacheNode {
     let layers: Vec<_> = layers.iter().map(|l| blob(l)).collect();
-    let results = if layers.is_empty() { vec![] } else { vec![CacheResult { layers, created: 100 }] };
+    let results = if layers.is_empty() { vec![] } else { vec![CacheResult { layers, created: 100_000_000_001 }] };
     CacheNode { digest: key(name), inputs, results }
 }
 
@@ -53,7 +53,7 @@ fn the_document_has_the_fields_and_quirks_of_the_format() {
     let source = format!(r#"{{"digest":"{}"}}"#, key("source"));
     let run = |at: usize| {
         format!(
-            r#"{{"layers":[{{"layer":{top},"createdAt":"1970-01-01T00:01:40Z"}}],"digest":"{}","inputs":[[{{"link":{at}}}]]}}"#,
+            r#"{{"layers":[{{"layer":{top},"createdAt":"1970-01-01T00:01:40.000000001Z"}}],"digest":"{}","inputs":[[{{"link":{at}}}]]}}"#,
             key("run")
         )
     };
@@ -96,7 +96,7 @@ fn the_order_of_nodes_does_not_show() {
 #[test]
 fn equal_keys_are_merged_and_the_newest_result_wins() {
     let mut old = step("x", vec![vec![link(0)]], &["old"]);
-    old.results[0].created = 50;
+    old.results[0].created = 100_000_000_000;
     let nodes = [root("s"), old, step("x", vec![vec![link(0), link(3)]], &["new"]), root("t")];
     let (config, used) = build(&nodes);
     assert_eq!(config.records.len(), 3);

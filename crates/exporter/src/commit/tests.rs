@@ -48,7 +48,8 @@ fn one_platform_gives_a_manifest_with_all_its_pieces() {
     assert_eq!(config.rootfs.diff_ids.len(), reference.layers().len());
     let history: Vec<_> = config.history.iter().map(|h| h.created_by.as_str()).collect();
     assert_eq!(history, ["base", "RUN change"]);
-    assert_eq!(config.created.as_deref(), Some("2023-11-14T22:13:20Z"));
+    assert_eq!(config.created.as_deref(), Some("2023-11-14T22:13:20.25Z"));
+    assert_eq!(image.created, "2023-11-14T22:13:20Z");
 
     let response = image.response().unwrap();
     assert_eq!(response["containerimage.digest"], image.descriptor.digest.to_string());
@@ -120,18 +121,18 @@ fn the_epoch_cuts_times_and_spares_the_base() {
     base.rootfs.diff_ids.truncate(1);
     base.history.truncate(1);
     source.entries[0].base_config = Some(base.to_config_json().unwrap().into());
-    let with_base_history = r#"{"architecture":"amd64","os":"linux","history":[{"created":"2023-11-14T22:13:20Z","created_by":"base","comment":"buildkit.exporter.image.v0"}]}"#;
+    let with_base_history = r#"{"architecture":"amd64","os":"linux","history":[{"created":"2023-11-14T22:13:20.25Z","created_by":"base","comment":"buildkit.exporter.image.v0"}]}"#;
     source.entries[0].config = Some(Bytes::from_static(with_base_history.as_bytes()));
     source.metadata.insert("source.date.epoch".into(), b"1000".to_vec());
     let cut = image(&fixture, &source, &[("rewrite-timestamp", "true")]).unwrap();
     assert_eq!(manifest(&cut).layers[0], manifest(&plain).layers[0], "the base layer stays");
     assert_ne!(manifest(&cut).layers[1], manifest(&plain).layers[1]);
     let created: Vec<_> = config(&cut).history.into_iter().map(|h| h.created.unwrap()).collect();
-    assert_eq!(created, ["2023-11-14T22:13:20Z", "1970-01-01T00:16:40Z"]);
+    assert_eq!(created, ["2023-11-14T22:13:20.25Z", "1970-01-01T00:16:40Z"]);
     assert_eq!(cut.created, "1970-01-01T00:16:40Z");
 
     let own = image(&fixture, &source, &[("source-date-epoch", "")]).unwrap();
-    assert_eq!(config(&own).history[1].created.as_deref(), Some("2023-11-14T22:13:20Z"));
+    assert_eq!(config(&own).history[1].created.as_deref(), Some("2023-11-14T22:13:20.25Z"));
 }
 
 #[test]

@@ -4,8 +4,9 @@ use kiln_stdx::Digest;
 
 use super::*;
 
+/// A note of a layer that was made so many milliseconds after 1970.
 fn note(description: &str, created: u64) -> LayerNote {
-    LayerNote { description: description.to_owned(), created: Some(created) }
+    LayerNote { description: description.to_owned(), created: Some(created * 1_000_000) }
 }
 
 fn ids(count: usize) -> Vec<DiffId> {
@@ -42,15 +43,15 @@ fn unknown_fields_survive_byte_for_byte() {
 #[test]
 fn missing_history_is_filled_from_the_layers() {
     let config = format!(r#"{{{AMD64},"history":[{{"created":"2020-01-01T00:00:00Z","created_by":"base"}}]}}"#);
-    let out = run(&config, None, vec![note("base", 5), note("RUN make", 100), note("", 200)], None).unwrap();
+    let out = run(&config, None, vec![note("base", 5), note("RUN make", 100_000), note("", 200_120)], None).unwrap();
     assert!(out.contains(r#""comment":"buildkit.exporter.image.v0""#));
     let want = [
         (Some("2020-01-01T00:00:00Z".into()), "base".into(), false),
         (Some("1970-01-01T00:01:40Z".into()), "RUN make".into(), false),
-        (Some("1970-01-01T00:03:20Z".into()), "created by buildkit".into(), false),
+        (Some("1970-01-01T00:03:20.12Z".into()), "created by buildkit".into(), false),
     ];
     assert_eq!(history(&out), want);
-    assert!(out.contains(r#""created":"1970-01-01T00:03:20Z","history""#), "{out}");
+    assert!(out.contains(r#""created":"1970-01-01T00:03:20.12Z","history""#), "{out}");
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn entries_without_a_time_take_that_of_the_next_new_layer() {
         r#"{{{AMD64},"history":[{{"created":"2001-01-01T00:00:00Z","created_by":"base"}},
            {{"created_by":"ENV","empty_layer":true}},{{"created_by":"RUN"}},{{"created_by":"CMD","empty_layer":true}}]}}"#
     );
-    let got = history(&run(&config, None, vec![note("base", 1), note("RUN", 60)], None).unwrap());
+    let got = history(&run(&config, None, vec![note("base", 1), note("RUN", 60_000)], None).unwrap());
     let times: Vec<_> = got.iter().map(|h| h.0.clone().unwrap()).collect();
     let new = "1970-01-01T00:01:00Z";
     assert_eq!(times, ["2001-01-01T00:00:00Z", new, new, new]);

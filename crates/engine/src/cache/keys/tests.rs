@@ -23,7 +23,7 @@ impl StackLoader<usize> for Count {
     }
 }
 
-fn stack(names: &[&str], created: i64) -> CacheResult {
+fn stack(names: &[&str], created: i128) -> CacheResult {
     let layer = |name: &&str| Descriptor::new(kiln_oci::media::OCI_LAYER_GZIP, Digest::of(name), 1);
     CacheResult { layers: names.iter().map(layer).collect(), created }
 }

@@ -160,7 +160,7 @@ pub(crate) fn layers(
     let mut layers: Vec<Layer> = Vec::new();
     // An image's history tells when its layers were made; those that are not told of are as old as their note here.
     let told = image.config.history.iter().filter(|entry| !entry.empty_layer);
-    let mut told = told.map(|entry| entry.created.as_deref().map_or(0, kiln_exporter::cacheconfig::seconds));
+    let mut told = told.map(|entry| entry.created.as_deref().map_or(0, kiln_exporter::cacheconfig::nanoseconds));
     for ((descriptor, diff_id), chain_id) in image.manifest.layers.iter().zip(diff_ids).zip(chains).take(limit) {
         let lazy = LazyLayer {
             descriptor: descriptor.clone(),
@@ -169,7 +169,7 @@ pub(crate) fn layers(
             origin: image.locator.clone(),
             // Images say so in their history, where the scheme is nobody's business.
             description: format!("pulled from {}", name.split_once("://").map_or(name, |(_, name)| name)),
-            created: told.next().and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
+            created: told.next().and_then(|nanoseconds| u64::try_from(nanoseconds).ok()).unwrap_or(0),
             record_type: RecordType::Regular,
             chain: layers.iter().map(Layer::id).collect(),
         };
