@@ -57,7 +57,7 @@ fn missing_history_is_filled_from_the_layers() {
 #[test]
 fn surplus_history_becomes_empty_layers() {
     let config = format!(r#"{{{AMD64},"history":[{{"created_by":"a"}},{{"created_by":"b"}},{{"created_by":"c"}}]}}"#);
-    let got = history(&run(&config, None, vec![note("x", 7)], None).unwrap());
+    let got = history(&run(&config, None, vec![note("x", 7_000)], None).unwrap());
     assert_eq!(got.iter().map(|h| h.2).collect::<Vec<_>>(), [false, true, true]);
     assert!(got.iter().all(|h| h.0.as_deref() == Some("1970-01-01T00:00:07Z")));
 }
