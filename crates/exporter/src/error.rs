@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use kiln_session::SessionError;
 use kiln_stdx::ErrorClass;
 
 /// An export that failed. Nothing partial is left behind where the output is kiln's own to publish.
@@ -43,7 +44,7 @@ pub enum ExportError {
     Objects(Box<kiln_objects::ObjectError>),
     /// The client could not be reached, refused the output or failed with it.
     #[error(transparent)]
-    Session(kiln_session::SessionError),
+    Session(SessionError),
     /// A file of the result is not what was written.
     #[error("`{path}` of the result is damaged: {what}")]
     Damaged { path: String, what: String },
@@ -80,6 +81,10 @@ impl ExportError {
             Self::Fetch { class, .. } => *class,
             Self::Push { source, .. } => source.class(),
             Self::Objects(error) => error.class(),
+            // What is sent is checked as it is read, and only that says so.
+            Self::Session(SessionError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
+                ErrorClass::Damage
+            }
             Self::Session(error) => error.class(),
             Self::Damaged { .. } => ErrorClass::Damage,
             Self::Write { .. } | Self::Read { .. } => ErrorClass::Environment,

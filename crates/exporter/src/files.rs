@@ -267,9 +267,6 @@ impl VerifiedFile {
     pub(crate) fn explain(self, source: io::Error) -> ExportError {
         match self.damage {
             Some(what) => ExportError::Damaged { path: self.name, what: what.to_owned() },
-            None if source.kind() == io::ErrorKind::NotFound => {
-                ExportError::Damaged { path: self.name, what: "it is gone".to_owned() }
-            }
             None => ExportError::Read { path: self.name.into(), source },
         }
     }
@@ -292,7 +289,12 @@ impl Read for VerifiedFile {
                 buf[..n].copy_from_slice(&bytes.split_to(n));
                 n
             }
-            Input::Failed(error) => return Err(error.take().unwrap_or_else(|| io::ErrorKind::NotFound.into())),
+            Input::Failed(error) => {
+                let error = error.take().unwrap_or_else(|| io::ErrorKind::NotFound.into());
+                let is_gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+                // It was listed, so it was there: whoever sends it has to tell this from a fault of its own.
+                return Err(if is_gone { self.damaged("it is gone") } else { error });
+            }
         };
         if n as u64 > self.left || (n == 0 && self.left > 0) {
             return Err(self.damaged("it has another length"));

@@ -209,7 +209,8 @@ fn writes(backend: &Backend) {
         expire();
     }
     // The blobs come there, and what lists them does not.
-    let is_manifest = move |asked: &Asked| is_write(asked) && blob(asked).is_none();
+    let is_container = |asked: &Asked| asked.query.contains("restype");
+    let is_manifest = move |asked: &Asked| is_write(asked) && blob(asked).is_none() && !is_container(asked);
     backend.server.misbehave(move |asked, _| is_manifest(asked).then(|| Answer::default().ending(End::Reset)));
     let done = backend.export(&first, &base, "").fails_with("connection broken");
     assert!(done.err().contains(": manifest: "), "{}", done.report());
@@ -274,8 +275,7 @@ fn an_export_that_was_cut_off_does_not_fail_the_next_one() {
     let _ = backend.export(&first, &base, "").fails_with("unexpected status 503");
     backend.server.misbehave(|_, _| None);
     let done = backend.export(&first, &base, "").ok();
-    let held = done.err().lines().filter(|line| line.contains("are held by another export")).count();
-    assert_eq!(held, 1, "{}", done.report());
+    assert!(done.err().contains("layers are held by another export"), "{}", done.report());
     let (image, done) = backend.image(&env(DOCKERFILE), &base);
     assert_eq!(image.text("more"), "one\n");
     assert!(ran(&done) && warnings(&done).len() <= 1, "{}", done.report());
