@@ -48,11 +48,11 @@ struct Records {
 
 impl<R> ImportedKeys<R> {
     /// Returns the keys of `cache`, whose results `loader` brings.
-    pub fn new(cache: &ParsedCache, loader: Box<dyn StackLoader<R>>) -> Self {
+    pub fn new(cache: ParsedCache, loader: Box<dyn StackLoader<R>>) -> Self {
         let mut this = Self { links: HashMap::new(), backlinks: HashMap::new(), records: Mutex::default(), loader };
         // A node whose sources were not usable leaves a hole, so that indexes keep their meaning.
         let mut keys: Vec<Option<KeyId>> = Vec::with_capacity(cache.nodes.len());
-        for node in &cache.nodes {
+        for node in cache.nodes {
             let op = OutputKey(node.digest);
             let sources: Vec<Vec<_>> = node
                 .inputs
@@ -69,8 +69,8 @@ impl<R> ImportedKeys<R> {
             let key = if sources.is_empty() { op.root() } else { derived(op, &sources) };
             this.add_links(key, op, &sources);
             let records = this.records.get_mut();
-            for result in &node.results {
-                records.kept.entry(key).or_default().insert(record_id(result), result.clone());
+            for result in node.results {
+                records.kept.entry(key).or_default().insert(record_id(&result), result);
             }
             keys.push(Some(key));
         }
@@ -135,8 +135,7 @@ impl<R: Send + Sync + 'static> KeyStore<R> for ImportedKeys<R> {
     }
 
     fn at_hand(&self, key: KeyId, record: &RecordId) -> Option<R> {
-        let layers = self.records.lock().kept.get(&key)?.get(record)?.layers.clone();
-        self.loader.at_hand(&layers)
+        self.loader.at_hand(&self.records.lock().kept.get(&key)?.get(record)?.layers)
     }
 
     async fn save(&self, _: Save<'_, R>) -> Result<Option<RecordId>, KeyStoreError> {

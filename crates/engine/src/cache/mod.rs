@@ -93,8 +93,8 @@ async fn read(bridge: &Bridge, spec: &CacheSpec) -> Result<usize, EngineError> {
     let mut dropped = 0;
     for parsed in caches {
         let loader = stack::CachedStacks::new(parts.clone(), build.clone(), cache.clone());
-        bridge.import(Arc::new(keys::ImportedKeys::new(&parsed, Box::new(loader)))).await;
         dropped += parsed.dropped;
+        bridge.import(Arc::new(keys::ImportedKeys::new(parsed, Box::new(loader)))).await;
     }
     Ok(dropped)
 }

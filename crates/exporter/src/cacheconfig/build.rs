@@ -1,5 +1,6 @@
 //! From nodes to a config: loops cut, equal keys merged, useless ones left out, everything in a fixed order.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use kiln_oci::Descriptor;
@@ -182,9 +183,11 @@ type LayerIndex = HashMap<Vec<Digest>, usize>;
 
 impl Layers {
     fn note(&mut self, layers: &[Descriptor]) {
-        for length in 1..=layers.len() {
-            let chain: Vec<Digest> = layers[..length].iter().map(|l| l.digest).collect();
-            self.chains.entry(chain).or_insert_with(|| layers[length - 1].clone());
+        let digests: Vec<Digest> = layers.iter().map(|l| l.digest).collect();
+        for length in (1..=layers.len()).rev() {
+            // What is below a known one is known, too.
+            let Entry::Vacant(free) = self.chains.entry(digests[..length].to_vec()) else { return };
+            free.insert(layers[length - 1].clone());
         }
     }
 

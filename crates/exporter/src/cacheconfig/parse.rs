@@ -53,34 +53,35 @@ fn annotated(layer: &CacheLayer) -> Option<Descriptor> {
 /// Takes what holds together out of `config`.
 pub(super) fn from_config(config: &CacheConfig, blobs: &BTreeMap<Digest, Descriptor>) -> ParsedCache {
     let mut dropped = 0;
-    let stacks = Stacks { config, blobs };
+    let stacks = Stacks::new(config, blobs);
     // Unreadable records stay as holes, so that indexes keep their meaning.
-    let mut raw: Vec<Option<CacheNode>> = Vec::new();
-    for record in &config.records {
+    let mut holes: HashSet<usize> = HashSet::new();
+    let mut whole: Vec<CacheNode> = Vec::with_capacity(config.records.len());
+    for (index, record) in config.records.iter().enumerate() {
         let node = node(record, config.records.len(), &stacks, &mut dropped);
-        dropped += usize::from(node.is_none());
-        raw.push(node);
+        if node.is_none() {
+            dropped += 1;
+            holes.insert(index);
+        }
+        whole.push(node.unwrap_or(CacheNode { digest: Digest::of(b""), inputs: vec![vec![]], results: vec![] }));
     }
     let mut nodes = Vec::new();
     let mut became: HashMap<usize, usize> = HashMap::new();
-    let whole: Vec<CacheNode> = raw
-        .iter()
-        .map(|node| {
-            node.clone().unwrap_or(CacheNode { digest: Digest::of(b""), inputs: vec![vec![]], results: vec![] })
-        })
-        .collect();
     for (index, inputs) in inputs_first(&whole) {
         let slots = |links: Vec<CacheLink>| -> Vec<CacheLink> {
             let known = links.into_iter().filter_map(|l| Some((l.selector, *became.get(&l.node)?)));
             known.map(|(selector, node)| CacheLink { selector, node }).collect()
         };
         let inputs: Vec<Vec<CacheLink>> = inputs.into_iter().map(slots).collect();
-        if raw[index].is_none() || inputs.iter().any(Vec::is_empty) {
-            dropped += usize::from(raw[index].is_some());
+        let hole = holes.contains(&index);
+        if hole || inputs.iter().any(Vec::is_empty) {
+            dropped += usize::from(!hole);
             continue;
         }
         became.insert(index, nodes.len());
-        nodes.push(CacheNode { digest: whole[index].digest, inputs, results: whole[index].results.clone() });
+        // Moved, as it comes by once: results of deep builds name each layer in very many stacks.
+        let results = std::mem::take(&mut whole[index].results);
+        nodes.push(CacheNode { digest: whole[index].digest, inputs, results });
     }
     ParsedCache { nodes, dropped }
 }
@@ -167,34 +168,36 @@ fn node(record: &CacheRecord, count: usize, stacks: &Stacks<'_>, dropped: &mut u
 
 /// The layers of a config with their descriptors.
 struct Stacks<'a> {
-    config: &'a CacheConfig,
-    blobs: &'a BTreeMap<Digest, Descriptor>,
+    /// With the index of the one below; none where a blob is not known.
+    layers: Vec<Option<(&'a Descriptor, i64)>>,
 }
 
-impl Stacks<'_> {
-    fn layer(&self, index: i64) -> Option<(Descriptor, i64)> {
-        let layer = self.config.layers.get(usize::try_from(index).ok()?)?;
-        let descriptor = self.blobs.get(&layer.blob.parse().ok()?)?;
-        Some((descriptor.clone(), layer.parent))
+impl<'a> Stacks<'a> {
+    fn new(config: &CacheConfig, blobs: &'a BTreeMap<Digest, Descriptor>) -> Self {
+        let known = |layer: &CacheLayer| Some((blobs.get(&layer.blob.parse().ok()?)?, layer.parent));
+        Self { layers: config.layers.iter().map(known).collect() }
+    }
+
+    fn layer(&self, index: i64) -> Option<(&'a Descriptor, i64)> {
+        *self.layers.get(usize::try_from(index).ok()?)?
     }
 
     /// Returns the stack whose top is the layer `index`; none where it loops or lacks a blob.
     fn below(&self, mut index: i64) -> Option<Vec<Descriptor>> {
         let mut stack = Vec::new();
         while index != -1 {
-            if stack.len() >= self.config.layers.len() {
+            if stack.len() >= self.layers.len() {
                 return None;
             }
             let (descriptor, parent) = self.layer(index)?;
             stack.push(descriptor);
             index = parent;
         }
-        stack.reverse();
-        Some(stack)
+        Some(stack.into_iter().rev().cloned().collect())
     }
 
     fn listed(&self, indexes: &[i64]) -> Option<Vec<Descriptor>> {
-        indexes.iter().map(|index| Some(self.layer(*index)?.0)).collect()
+        indexes.iter().map(|index| Some(self.layer(*index)?.0.clone())).collect()
     }
 }
 

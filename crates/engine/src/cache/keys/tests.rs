@@ -35,7 +35,7 @@ fn node(name: &str, inputs: &[&[(usize, Option<&str>)]], results: Vec<CacheResul
 }
 
 fn keys(nodes: Vec<CacheNode>) -> ImportedKeys<usize> {
-    ImportedKeys::new(&ParsedCache { nodes, dropped: 0 }, Box::new(Count))
+    ImportedKeys::new(ParsedCache { nodes, dropped: 0 }, Box::new(Count))
 }
 
 fn root(name: &str) -> KeyId {
