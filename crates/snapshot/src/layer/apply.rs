@@ -68,16 +68,24 @@ pub struct ExtractOptions {
 /// layers' directories are `lower_dirs`, bottom to top.
 ///
 /// The input is read and hashed on a thread of its own, up to its end, so decompression and download overlap with
-/// writing.
+/// writing; an archive of one piece is not worth a thread.
 ///
 /// # Errors
 /// [`Error::Archive`] for a bad archive, [`Error::Input`] when reading it fails, [`Error::Io`] when `dest` cannot be
 /// written. What was written until then stays in `dest`.
-pub fn apply(tar: impl Read + Send, dest: &Path, lower: &Tree, lower_dirs: &[PathBuf]) -> Result<Applied> {
+pub fn apply(mut tar: impl Read + Send, dest: &Path, lower: &Tree, lower_dirs: &[PathBuf]) -> Result<Applied> {
     let mut builder = LayerBuilder::new(dest, lower, lower_dirs)?;
+    let options = ExtractOptions { whiteouts: true, climbing_links: true, ..ExtractOptions::default() };
+    let first = feed::first(&mut tar).map_err(Error::Input)?;
+    if first.len() < feed::PIECE {
+        // This is all of it: threads would take longer to start than to work.
+        let extracted = extract_from(&mut builder, first.as_slice(), &options)?;
+        let (diff_id, archive_size) = (Digest::of(&first), first.len() as u64);
+        return Ok(Applied { manifest: builder.finish()?, diff_id, archive_size, extracted });
+    }
+    let tar = std::io::Cursor::new(first).chain(tar);
     std::thread::scope(|scope| {
         let (mut feed, reader) = feed::start(scope, tar);
-        let options = ExtractOptions { whiteouts: true, climbing_links: true, ..ExtractOptions::default() };
         let extracted = extract_from(&mut builder, &mut feed, &options)?;
         // What follows the end of the archive belongs to its digest.
         feed.drain().map_err(Error::Input)?;

@@ -12,6 +12,13 @@ pub(super) const PIECE: usize = 256 * 1024;
 /// How many pieces may wait.
 const AHEAD: usize = 4;
 
+/// Reads the first piece of an input: all of it where that is less than [`PIECE`].
+pub(super) fn first(input: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut piece = Vec::new();
+    input.take(PIECE as u64).read_to_end(&mut piece)?;
+    Ok(piece)
+}
+
 /// The taking end.
 pub(super) struct Feed {
     pieces: Receiver<io::Result<Vec<u8>>>,
@@ -123,5 +130,34 @@ impl Read for Feed {
         buf[..n].copy_from_slice(&piece[..n]);
         self.consume(n);
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_piece_is_all_of_a_short_input_and_the_rest_is_left() {
+        for (length, first_length) in [(0, 0), (10, 10), (PIECE - 1, PIECE - 1), (PIECE, PIECE), (PIECE + 7, PIECE)] {
+            let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+            let mut input = bytes.as_slice();
+            let piece = first(&mut input).unwrap();
+            assert_eq!(piece.len(), first_length);
+            assert_eq!([&piece, input].concat(), bytes, "{length}");
+        }
+    }
+
+    #[test]
+    fn an_input_that_breaks_off_is_no_short_one() {
+        struct Broken(usize);
+        impl Read for Broken {
+            fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+                let n = buf.len().min(self.0);
+                self.0 -= n;
+                if n == 0 { Err(ErrorKind::ConnectionReset.into()) } else { Ok(n) }
+            }
+        }
+        assert_eq!(first(&mut Broken(100)).unwrap_err().kind(), ErrorKind::ConnectionReset);
     }
 }
