@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::layer::LayerCell;
-use crate::layout::LayerDir;
 use crate::store::{Inner, Store};
 
 /// Bytes of a file system's block: small files take one.
@@ -72,11 +71,11 @@ fn blocks_of(meta: &fs::Metadata) -> u64 {
     meta.blocks() * 512
 }
 
-/// Returns what a layer adds to the disk: its directories, and the inodes that no other layer has.
-pub(crate) fn layer_bytes(manifest: &LayerManifest, dir: &LayerDir, encoded: u64) -> u64 {
+/// Returns what a layer with these files adds to the disk: its directories, and the inodes that no other layer has.
+pub(crate) fn layer_bytes(manifest: &LayerManifest, files: &Path, encoded: u64) -> u64 {
     // The directory of the layer, and its `info`.
     let own = blocks(encoded) + 2 * BLOCK;
-    let Ok(top) = fs::File::open(dir.fs()) else { return own + blocks(manifest.total_size()) };
+    let Ok(top) = fs::File::open(files) else { return own + blocks(manifest.total_size()) };
     let mut names: HashMap<u32, usize> = HashMap::new();
     for group in manifest.entries().iter().filter_map(|entry| entry.nlink_group) {
         *names.entry(group).or_default() += 1;

@@ -214,7 +214,7 @@ impl Store {
             return Ok(layer);
         }
         let encoded = manifest.encode();
-        let bytes = account::layer_bytes(&manifest, &draft.dir, encoded.len() as u64);
+        let bytes = account::layer_bytes(&manifest, &draft.fs(), encoded.len() as u64);
         let unpacked = inner.unpacked(&manifest, &encoded, Some(bytes));
         let nanos = inner.clock.unix_nanos();
         let (now, _) = split_nanos(nanos);

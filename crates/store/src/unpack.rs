@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufReader, Read, Write};
+use std::path::PathBuf;
 
 use kiln_oci::{Descriptor, DiffId, media};
 use kiln_snapshot::compress::{self, Compression, Compressor, Kind};
@@ -219,12 +220,16 @@ impl Inner {
         expected: Digest,
     ) -> Result<()> {
         let lower = parents.tree()?;
-        let aside = LayerDir(self.layout.drafts().join(format!("{}-unpack", layer.id())));
-        disk::remove_tree(&aside.0).at("remove", &aside.0)?;
-        fs::create_dir(&aside.0).at("create", &aside.0)?;
+        let place = |what: &str| self.layout.drafts().join(format!("{}-{what}", layer.id()));
+        let aside = Aside { files: place("unpack"), manifest: place("manifest") };
+        for path in [&aside.files, &aside.manifest] {
+            disk::remove_tree(path).at("remove", path)?;
+        }
         let result = self.unpack_aside(layer, (parents, &lower), blob, expected, &aside);
-        if fs::symlink_metadata(&aside.0).is_ok() {
-            self.discard(&aside.0);
+        for path in [&aside.files, &aside.manifest] {
+            if fs::symlink_metadata(path).is_ok() {
+                self.discard(path);
+            }
         }
         result
     }
@@ -235,20 +240,19 @@ impl Inner {
         (parents, lower): (&ImmutableRef, &kiln_snapshot::Tree),
         blob: impl Read + Send,
         expected: Digest,
-        aside: &LayerDir,
+        aside: &Aside,
     ) -> Result<()> {
-        fs::create_dir(aside.fs()).at("create", &aside.fs())?;
-        fault::point("store.unpack.start").at("unpack", &aside.fs())?;
+        fault::point("store.unpack.start").at("unpack", &aside.files)?;
         let begun = self.clock.unix_nanos();
         let archive = open_archive(blob).map_err(kiln_snapshot::Error::Input)?;
         let archive = Admitted::new(archive, parents.store());
-        let applied = snapshot::apply(archive, &aside.fs(), lower, &parents.dirs())?;
+        let applied = snapshot::apply(archive, &aside.files, lower, &parents.dirs())?;
         if applied.diff_id != expected {
             return Err(StoreError::Mismatch { expected, got: applied.diff_id });
         }
         let encoded = applied.manifest.encode();
-        disk::write_new(&aside.manifest(), &encoded)?;
-        let bytes = account::layer_bytes(&applied.manifest, aside, encoded.len() as u64);
+        disk::write_new(&aside.manifest, &encoded)?;
+        let bytes = account::layer_bytes(&applied.manifest, &aside.files, encoded.len() as u64);
         self.account_finished(bytes);
         let _room = parents.store().reserve_written(bytes);
         let dir = LayerDir(self.layout.layer(layer.id()));
@@ -258,11 +262,11 @@ impl Inner {
             self.discard(&dir.fs());
         }
         fault::point("store.unpack.fs").at("rename", &dir.fs())?;
-        fs::rename(aside.fs(), dir.fs()).at("rename", &dir.fs())?;
+        fs::rename(&aside.files, dir.fs()).at("rename", &dir.fs())?;
         let _ = disk::remove_tree(&dir.manifest());
         let _ = disk::remove_tree(&dir.sums());
         fault::point("store.unpack.manifest").at("rename", &dir.manifest())?;
-        fs::rename(aside.manifest(), dir.manifest()).at("rename", &dir.manifest())?;
+        fs::rename(&aside.manifest, dir.manifest()).at("rename", &dir.manifest())?;
         let unpacked = self.unpacked(&applied.manifest, &encoded, Some(bytes));
         // Its download counts, too, where it is unpacked while it comes.
         let cost = self.clock.unix_nanos().saturating_sub(begun) / 1_000_000;
@@ -275,6 +279,13 @@ impl Inner {
         self.keep_manifest(layer.id(), std::sync::Arc::new(applied.manifest));
         Ok(())
     }
+}
+
+/// Where a layer is unpacked before it is published. No directory is around both: making one and removing it would take as
+/// long as unpacking a small layer.
+struct Aside {
+    files: PathBuf,
+    manifest: PathBuf,
 }
 
 /// Returns what is inside a blob, by its first bytes.

@@ -121,7 +121,7 @@ fn when_a_layer_was_made_is_kept_to_the_nanosecond() {
 
 #[test]
 fn equal_image_layers_are_one() {
-    let (_dir, store) = store();
+    let (dir, store) = store();
     let chain_id = Some(ChainId(Digest::of("chain")));
     let info = || LayerInfo { chain_id, ..LayerInfo::default() };
     let first = layer(&store.scratch(), info(), "f");
@@ -149,8 +149,11 @@ fn equal_image_layers_are_one() {
     let wrong = store.unpack(&other, &store.scratch(), &[0u8; 1024][..]).unwrap_err();
     assert!(matches!(wrong, StoreError::Mismatch { .. }), "{wrong}");
     assert!(!other.is_unpacked());
+    let drafts = dir.path().join("root/drafts");
+    assert_eq!(std::fs::read_dir(&drafts).unwrap().count(), 0, "nothing of it is left");
     store.unpack(&other, &store.scratch(), made.blob.unwrap().open().unwrap()).unwrap();
     assert_eq!(r.tree().unwrap().len(), 2);
+    assert_eq!(std::fs::read_dir(&drafts).unwrap().count(), 0);
 }
 
 #[test]
