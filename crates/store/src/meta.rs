@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_stdx::fault;
 use parking_lot::{Condvar, Mutex};
@@ -28,6 +28,8 @@ use db::DbError;
 const MOST_PENDING: usize = 50_000;
 /// Writes per transaction: readers share the connection, and wait at most for so many.
 const BATCH: usize = 256;
+/// How long the writer waits for more before it commits, unless somebody waits for it: each transaction costs the same.
+const GATHER: Duration = Duration::from_millis(3);
 /// How often a batch that fails for want of space, or by a fault, is tried again.
 const TRIES: u32 = 5;
 
@@ -71,6 +73,18 @@ struct Queue {
     committed: u64,
     reseed: bool,
     closing: bool,
+    /// How many wait for everything to be committed.
+    awaited: usize,
+    /// Transactions so far.
+    #[cfg(test)]
+    commits: u64,
+}
+
+impl Queue {
+    /// Tells whether to wait for more before the next transaction.
+    fn may_grow(&self) -> bool {
+        self.ops.len() < BATCH && self.awaited == 0 && !self.closing && !self.reseed
+    }
 }
 
 /// A row as [`Meta::dump`] reads it.
@@ -143,10 +157,12 @@ impl Meta {
     pub fn flush(&self) {
         let mut queue = self.shared.queue.lock();
         let target = queue.last;
+        queue.awaited += 1;
         while queue.committed < target && self.writer.is_some() {
             self.shared.wake.notify_one();
             self.shared.done.wait_for(&mut queue, Duration::from_millis(200));
         }
+        queue.awaited -= 1;
     }
 
     /// Reads every row and returns how many there are and how many failed their check; with `repair` a file with a bad
@@ -246,14 +262,19 @@ impl Shared {
         while queue.ops.len() > MOST_PENDING && !queue.closing {
             self.done.wait_for(&mut queue, Duration::from_millis(200));
         }
+        let idle = queue.ops.is_empty();
         for (key, value) in changes {
             queue.last += 1;
             let seq = queue.last;
             queue.overlay.insert(key.clone(), (seq, value.clone()));
             queue.ops.push_back((seq, (key, value)));
         }
+        // One that gathers need not be woken for each.
+        let wake = idle || queue.ops.len() >= BATCH;
         drop(queue);
-        self.wake.notify_one();
+        if wake {
+            self.wake.notify_one();
+        }
     }
 
     /// Opens the file; moves it aside and opens a new one if that fails.
@@ -308,6 +329,8 @@ impl Shared {
                 if queue.ops.is_empty() && queue.closing {
                     return;
                 }
+                let until = Instant::now() + GATHER;
+                while queue.may_grow() && !self.wake.wait_until(&mut queue, until).timed_out() {}
                 let count = queue.ops.len().min(BATCH);
                 (queue.ops.drain(..count).collect::<Vec<_>>(), std::mem::take(&mut queue.reseed))
             };
@@ -347,6 +370,10 @@ impl Shared {
             if queue.overlay.get(key).is_some_and(|(latest, _)| latest == seq) {
                 queue.overlay.remove(key);
             }
+        }
+        #[cfg(test)]
+        {
+            queue.commits += 1;
         }
         queue.committed = batch.last().map_or(queue.committed, |(seq, _)| *seq);
         drop(queue);

@@ -37,6 +37,20 @@ fn values_are_seen_at_once_and_after_reopening() {
 }
 
 #[test]
+fn what_comes_at_a_time_is_written_in_few_transactions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (meta, _) = open(dir.path());
+    let table = meta.table("t");
+    for i in 0..400u32 {
+        table.put(&i.to_be_bytes(), b"v");
+    }
+    meta.flush();
+    let queue = meta.shared.queue.lock();
+    assert!(queue.ops.is_empty() && queue.overlay.is_empty(), "everything is written");
+    assert!(queue.commits >= 2 && queue.commits < 100, "{} transactions", queue.commits);
+}
+
+#[test]
 fn any_damage_is_a_miss_and_a_new_file_is_seeded() {
     let mut replaced = 0;
     for round in 0..60u64 {

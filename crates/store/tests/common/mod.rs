@@ -165,6 +165,8 @@ pub fn work(store: &Store) -> Result<Outcome> {
         store.check(&r)?;
         assert_right(&r, layer + 1);
     }
+    // What comes at a time is one transaction; there are to be several that can be hit.
+    store.meta().flush();
     let image = export(store, &r)?;
     let content = store.content_digest(&r, &ContentSelector::path("/"))?;
     cache_mount(store)?;
