@@ -1,5 +1,6 @@
 //! Images from a registry, with the client's credentials.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,6 +14,10 @@ use tokio::sync::Mutex;
 use super::resolve::{ImageOrigin, keep, kept};
 use super::stack::{StackSource, receive};
 use crate::error::EngineError;
+
+/// Layers of at most so many bytes are kept in memory until all of one is here, and then written at once: each step of taking
+/// in a larger one, on a thread of its own, takes longer than this.
+const SMALL: u64 = 16 << 10;
 
 /// One name in a registry, as one build sees it.
 pub struct RegistryImage {
@@ -110,6 +115,13 @@ impl StackSource for RegistryImage {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(), EngineError> {
         let mut avoid = Vec::new();
+        if descriptor.size <= SMALL {
+            match self.whole(descriptor, store, progress).await? {
+                None => return Ok(()),
+                Some(error) if !is_damage(&error.kind) => return Err(self.failed(error)),
+                Some(error) => self.avoid(error, &mut avoid)?,
+            }
+        }
         loop {
             let (store, digest, size) = (store.clone(), descriptor.digest, descriptor.size);
             // What came of an earlier attempt is read again for its digest, which takes its time.
@@ -126,16 +138,54 @@ impl StackSource for RegistryImage {
             // It may be what was here, or what this host gave: start over, the second time with other hosts.
             ingest.discard();
             if !resumed {
-                avoid.push(error.host.to_string());
-                if avoid.len() >= self.registry.pull_hosts(&Repository::from(&self.reference)) {
-                    return Err(self.failed(error));
-                }
+                self.avoid(error, &mut avoid)?;
             }
         }
     }
 }
 
 impl RegistryImage {
+    /// Notes a host that gave something else than was asked for.
+    ///
+    /// # Errors
+    /// There is no other host to ask.
+    fn avoid(&self, error: RegistryError, avoid: &mut Vec<String>) -> Result<(), EngineError> {
+        avoid.push(error.host.to_string());
+        let hosts = self.registry.pull_hosts(&Repository::from(&self.reference));
+        if avoid.len() >= hosts { Err(self.failed(error)) } else { Ok(()) }
+    }
+
+    /// Receives a small layer and adds it to the store. Returns what the registry failed with.
+    async fn whole(
+        &self,
+        descriptor: &Descriptor,
+        store: &Store,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Option<RegistryError>, EngineError> {
+        let repository = Repository::from(&self.reference);
+        let mut stream = match self.registry.fetch_blob(&repository, descriptor, &self.credentials).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Some(error)),
+        };
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.next().await {
+            match piece {
+                Ok(piece) => bytes.extend_from_slice(&piece),
+                Err(error) => return Ok(Some(error)),
+            }
+            progress(bytes.len() as u64);
+        }
+        let (store, digest, size) = (store.clone(), descriptor.digest, descriptor.size);
+        let written = tokio::task::spawn_blocking(move || {
+            let mut ingest = store.ingest(Some(digest), Some(size))?;
+            // The stream ends well only if the whole has the descriptor's digest and length.
+            ingest.trust();
+            ingest.write_all(&bytes)?;
+            Ok::<_, EngineError>(ingest.commit().map(drop)?)
+        });
+        written.await.map_err(|e| panicked(&e))?.map(|()| None)
+    }
+
     /// Receives a layer, or the rest of it, while what came before is being written. Returns what the registry failed
     /// with, all that came before that being written.
     async fn receive(
