@@ -113,7 +113,7 @@ impl Engine {
         };
         let outcome = outcome.map_err(|error| self.explained(error));
         if !request.internal {
-            self.0.history.completed(&request, started, &open.build, &outcome, self.0.parts.scribe.as_ref());
+            self.0.history.completed(&request, started, &open.build, &outcome, &self.0.parts.scribe);
         }
         open.succeeded = outcome.is_ok();
         outcome
@@ -206,7 +206,7 @@ impl Engine {
         let request = chosen.as_ref().unwrap_or(request);
         let mut response = crate::export::run(bridge, request, &result).await?;
         if !request.internal
-            && let Err(error) = crate::provenance::Teller::keep(bridge, request, &result).await
+            && let Err(error) = crate::provenance::Teller::keep(bridge, request, &result)
         {
             tracing::warn!(%error, "cannot tell the history how a result was made");
         }

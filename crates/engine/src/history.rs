@@ -4,6 +4,7 @@
 //! and build arguments whose names look secret are masked.
 
 mod attachment;
+mod later;
 mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,12 +16,15 @@ use kiln_store::{Meta, Table};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-pub use attachment::{ATTACHMENT_MAX, Attachment, Attachments, Failure, Kept, PREDICATE_KEY, Scribe};
+use later::Later;
+
+pub use attachment::{ATTACHMENT_MAX, Attachment, Attachments, Failure, Kept, PREDICATE_KEY, Scribe, Telling};
 
 use crate::build::BuildContext;
 use crate::error::EngineError;
+use crate::events::EventLog;
 use crate::request::{SolveRequest, SolveResponse};
-use crate::why::{REASONS_TYPE, is_secret};
+use crate::why::{REASONS_TYPE, StepReason, is_secret};
 
 /// How many records are kept, and for how long; pinned ones stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,8 +183,30 @@ fn nanos(at: SystemTime) -> u64 {
 }
 
 /// The record of past builds. Clones share it.
+///
+/// What is kept of a build that succeeded is written after its client has been answered. Whoever asks for records waits for
+/// that, so that a build is in the history once it has ended.
 #[derive(Clone)]
 pub struct History {
+    shelf: Shelf,
+    later: Arc<Later>,
+}
+
+/// A build that has ended, and what its record is made of.
+struct Ended {
+    record: Record,
+    failure: Option<Failure>,
+    started: SystemTime,
+    at: SystemTime,
+    log: EventLog,
+    reasons: Vec<StepReason>,
+    documents: Vec<(String, Vec<u8>)>,
+    statements: Vec<(String, String, Telling)>,
+}
+
+/// Where records lie.
+#[derive(Clone)]
+struct Shelf {
     /// The file: it is written to for as long as somebody holds this.
     meta: Arc<Meta>,
     table: Arc<Table>,
@@ -194,21 +220,27 @@ impl History {
     pub fn new(meta: Meta, limits: HistoryLimits) -> Self {
         let attachments = Attachments::new(meta.table("history.attachments"));
         let (table, changes) = (Arc::new(meta.table("history")), broadcast::Sender::new(CHANGES));
-        let this = Self { meta: Arc::new(meta), table, attachments, changes, limits };
-        for mut record in this.list() {
+        let shelf = Shelf { meta: Arc::new(meta), table, attachments, changes, limits };
+        for mut record in shelf.list() {
             if record.completed == 0 {
                 record.completed = record.created.max(1);
                 "the engine ended while the build ran".clone_into(&mut record.error);
-                this.put(&record);
+                shelf.put(&record);
             }
         }
-        this
+        Self { shelf, later: Arc::new(Later::new()) }
+    }
+
+    /// Returns the records once what ended builds left is in them.
+    fn settled(&self) -> &Shelf {
+        self.later.settle();
+        &self.shelf
     }
 
     /// Notes a build that begins.
     pub fn started(&self, record: &Record) {
-        self.put(record);
-        let _ = self.changes.send(Change::Started(record.clone()));
+        self.shelf.put(record);
+        let _ = self.shelf.changes.send(Change::Started(record.clone()));
     }
 
     /// Notes a build that has ended, with what is kept of it, and drops old records.
@@ -218,38 +250,30 @@ impl History {
         started: SystemTime,
         build: &BuildContext,
         outcome: &Result<SolveResponse, EngineError>,
-        scribe: &dyn Scribe,
+        scribe: &Arc<dyn Scribe>,
     ) {
-        let mut record = Record::ended(request, started, build, outcome);
-        if let Err(error) = outcome {
-            let failure = scribe.failure(error);
-            (record.error_code, record.error) = (failure.code, failure.message);
-            record.failure = self.attachments.add(FAILURE_TYPE, &failure.encoded);
+        // Not the build itself: it holds what it was made from, which may be pruned from now on.
+        let ended = Ended {
+            record: Record::ended(request, started, build, outcome),
+            failure: outcome.as_ref().err().map(|error| scribe.failure(error)),
+            started,
+            at: SystemTime::now(),
+            log: build.log.clone(),
+            reasons: build.reasons(),
+            documents: build.kept.take_documents(),
+            statements: build.kept.take_statements(),
+        };
+        if outcome.is_err() {
+            // Its log goes on: what still runs is shown as canceled, which is not how the build failed.
+            return self.shelf.keep(ended, scribe.as_ref());
         }
-        record.logs = self.attachments.add(LOGS_TYPE, &scribe.events(&build.log, ATTACHMENT_MAX));
-        let trace = trace::trace(&record.reference, started, SystemTime::now(), &record.error, &build.log);
-        record.trace = self.attachments.add(trace::MEDIA_TYPE, &trace);
-        if let Ok(json) = serde_json::to_vec(&build.reasons()) {
-            record.reasons = self.attachments.add(REASONS_TYPE, &json);
-        }
-        // Archives go to the client, and images may be deleted before the record is looked at.
-        for (media_type, document) in build.kept.take_documents() {
-            record.documents.extend(self.attachments.add(&media_type, &document));
-        }
-        for (platform, kind, predicate) in build.kept.take_statements() {
-            if let Some(mut attachment) = self.attachments.add(STATEMENT_TYPE, &predicate) {
-                attachment.annotations.insert(PREDICATE_KEY.to_owned(), kind);
-                record.statements.entry(platform).or_default().push(attachment);
-            }
-        }
-        self.put(&record);
-        let _ = self.changes.send(Change::Completed(record));
-        self.expire();
+        let (shelf, scribe) = (self.shelf.clone(), scribe.clone());
+        self.later.add(move || shelf.keep(ended, scribe.as_ref()));
     }
 
     /// Returns the bytes of what is kept beside a record.
     pub fn attachment(&self, digest: &Digest) -> Option<Vec<u8>> {
-        self.attachments.get(digest)
+        self.settled().attachments.get(digest)
     }
 
     /// Returns what was shown while a build ran that is over; none if it is not, or there is no such build. Empty if nothing
@@ -262,15 +286,12 @@ impl History {
 
     /// Returns all records, newest first.
     pub fn list(&self) -> Vec<Record> {
-        let mut records: Vec<Record> =
-            self.table.scan_prefix(b"").iter().filter_map(|(_, json)| serde_json::from_slice(json).ok()).collect();
-        records.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.reference.cmp(&b.reference)));
-        records
+        self.settled().list()
     }
 
     /// Returns one record.
     pub fn get(&self, reference: &str) -> Option<Record> {
-        serde_json::from_slice(&self.table.get(reference.as_bytes())?).ok()
+        serde_json::from_slice(&self.settled().table.get(reference.as_bytes())?).ok()
     }
 
     /// Pins or unpins a record.
@@ -281,8 +302,8 @@ impl History {
         let mut record = self.get(reference).ok_or_else(|| missing(reference))?;
         record.pinned = pinned;
         record.generation += 1;
-        self.put(&record);
-        let _ = self.changes.send(Change::Completed(record));
+        self.shelf.put(&record);
+        let _ = self.shelf.changes.send(Change::Completed(record));
         Ok(())
     }
 
@@ -292,18 +313,61 @@ impl History {
     /// There is no such record.
     pub fn delete(&self, reference: &str) -> Result<(), EngineError> {
         let record = self.get(reference).ok_or_else(|| missing(reference))?;
-        self.drop_record(record);
+        self.shelf.drop_record(record);
         Ok(())
     }
 
     /// Waits until everything noted so far is in the file.
     pub fn flush(&self) {
-        self.meta.flush();
+        self.settled().meta.flush();
     }
 
     /// Returns a receiver of changes from now on.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
-        self.changes.subscribe()
+        self.shelf.changes.subscribe()
+    }
+}
+
+impl Shelf {
+    /// Writes the record of a build with what is kept beside it, and drops old ones.
+    fn keep(&self, ended: Ended, scribe: &dyn Scribe) {
+        let mut record = ended.record;
+        if let Some(failure) = ended.failure {
+            (record.error_code, record.error) = (failure.code, failure.message);
+            record.failure = self.attachments.add(FAILURE_TYPE, &failure.encoded);
+        }
+        record.logs = self.attachments.add(LOGS_TYPE, &scribe.events(&ended.log, ATTACHMENT_MAX));
+        let trace = trace::trace(&record.reference, ended.started, ended.at, &record.error, &ended.log);
+        record.trace = self.attachments.add(trace::MEDIA_TYPE, &trace);
+        if let Ok(json) = serde_json::to_vec(&ended.reasons) {
+            record.reasons = self.attachments.add(REASONS_TYPE, &json);
+        }
+        // Archives go to the client, and images may be deleted before the record is looked at.
+        for (media_type, document) in ended.documents {
+            record.documents.extend(self.attachments.add(&media_type, &document));
+        }
+        for (platform, kind, predicate) in ended.statements {
+            let kept = predicate().map(|predicate| self.attachments.add(STATEMENT_TYPE, &predicate));
+            match kept {
+                Ok(Some(mut attachment)) => {
+                    attachment.annotations.insert(PREDICATE_KEY.to_owned(), kind);
+                    record.statements.entry(platform).or_default().push(attachment);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot tell the history how a result was made"),
+            }
+        }
+        self.put(&record);
+        let _ = self.changes.send(Change::Completed(record));
+        self.expire();
+    }
+
+    /// Returns all records, newest first.
+    fn list(&self) -> Vec<Record> {
+        let mut records: Vec<Record> =
+            self.table.scan_prefix(b"").iter().filter_map(|(_, json)| serde_json::from_slice(json).ok()).collect();
+        records.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.reference.cmp(&b.reference)));
+        records
     }
 
     fn put(&self, record: &Record) {
@@ -337,7 +401,89 @@ fn missing(reference: &str) -> EngineError {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use kiln_store::{Store, StoreConfig};
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::build::BuildSettings;
+
+    /// Writes nothing before it is told to.
+    struct Slow(Mutex<Receiver<()>>);
+
+    impl Scribe for Slow {
+        fn events(&self, _: &EventLog, _: usize) -> Vec<u8> {
+            let _ = self.0.lock().recv();
+            b"said".to_vec()
+        }
+
+        fn failure(&self, error: &EngineError) -> Failure {
+            Failure { message: error.to_string(), ..Failure::default() }
+        }
+    }
+
+    fn history(dir: &std::path::Path) -> History {
+        let store = Store::open(StoreConfig::new(dir.join("store"))).unwrap();
+        let meta = Meta::open(dir.join("history.db"), dir.join("damaged"), store.repairs().clone());
+        History::new(meta, HistoryLimits::default())
+    }
+
+    fn ended(history: &History, scribe: &Arc<dyn Scribe>, outcome: &Result<SolveResponse, EngineError>) {
+        let request = SolveRequest { reference: "b1".to_owned(), ..SolveRequest::default() };
+        let log = EventLog::new(tempfile::tempfile().unwrap());
+        let build = BuildContext::new("b1".to_owned(), BuildSettings::default(), log);
+        build.kept.told("", "good", Box::new(|| Ok(bytes::Bytes::from_static(b"told"))));
+        build.kept.told("", "bad", Box::new(|| Err(EngineError::user("no graph"))));
+        let now = SystemTime::now();
+        history.started(&Record::started(&request, now));
+        history.completed(&request, now, &build, outcome, scribe);
+    }
+
+    #[test]
+    fn nobody_waits_for_the_record_of_a_build_but_its_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = history(dir.path());
+        let mut changes = history.changes();
+        let (go, wait) = channel();
+        let scribe: Arc<dyn Scribe> = Arc::new(Slow(Mutex::new(wait)));
+        // It returns although nothing can be written yet.
+        ended(&history, &scribe, &Ok(SolveResponse::default()));
+        assert!(matches!(changes.try_recv(), Ok(Change::Started(_))) && changes.try_recv().is_err());
+        go.send(()).unwrap();
+        let record = history.get("b1").unwrap();
+        assert_eq!((record.completed > 0, history.logs("b1").as_deref()), (true, Some(&b"said"[..])));
+        let told: Vec<_> = record.statements[""].iter().map(|told| told.annotations[PREDICATE_KEY].as_str()).collect();
+        assert_eq!(told, ["good"], "what cannot be told is left out");
+        assert!(matches!(changes.try_recv(), Ok(Change::Completed(_))));
+    }
+
+    #[test]
+    fn a_stop_loses_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (go, wait) = channel();
+        let scribe: Arc<dyn Scribe> = Arc::new(Slow(Mutex::new(wait)));
+        let before = history(dir.path());
+        ended(&before, &scribe, &Ok(SolveResponse::default()));
+        go.send(()).unwrap();
+        drop(before);
+        let record = history(dir.path()).get("b1").unwrap();
+        assert_eq!((record.error.as_str(), record.logs.is_some()), ("", true));
+    }
+
+    #[test]
+    fn a_failed_build_is_recorded_before_its_client_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = history(dir.path());
+        let (go, wait) = channel();
+        go.send(()).unwrap();
+        let scribe: Arc<dyn Scribe> = Arc::new(Slow(Mutex::new(wait)));
+        let mut changes = history.changes();
+        ended(&history, &scribe, &Err(EngineError::user("it broke")));
+        assert!(matches!(changes.try_recv(), Ok(Change::Started(_))));
+        let Ok(Change::Completed(record)) = changes.try_recv() else { panic!("not recorded") };
+        assert_eq!(record.error, "it broke");
+    }
 
     #[test]
     fn secret_looking_arguments_are_masked() {

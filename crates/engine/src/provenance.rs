@@ -30,6 +30,7 @@ use capture::Capture;
 use options::Mode;
 pub use options::Options;
 pub use predicate::{DOCKERFILE_VERSION, seconds, time};
+use request::Described;
 pub use scope::{Asked, ImageSource, Scope};
 use steps::Steps;
 
@@ -78,12 +79,8 @@ impl<'a> Teller<'a> {
     /// Tells the history of every result, all but the layers, which nobody may have asked for.
     ///
     /// # Errors
-    /// A bad option, or a graph that cannot be read.
-    pub async fn keep(
-        bridge: &'a Bridge,
-        request: &SolveRequest,
-        result: &'a FrontendResult,
-    ) -> Result<(), EngineError> {
+    /// A bad option.
+    pub fn keep(bridge: &'a Bridge, request: &SolveRequest, result: &'a FrontendResult) -> Result<(), EngineError> {
         let builder_id = Options::of(&request.frontend_attrs)?.map(|options| options.builder_id).unwrap_or_default();
         let options = Options { mode: Mode::Max, builder_id, ..Options::default() };
         let platforms = crate::export::named(result)?;
@@ -93,8 +90,13 @@ impl<'a> Teller<'a> {
             ResultRefs::Map(map) => map.iter().map(|(id, reference)| (id.clone(), reference.clone())).collect(),
         };
         for (platform, reference) in refs {
-            if let Some(told) = teller.attest(&platform, reference.as_ref()).await? {
-                bridge.build().kept.told(&platform, &told.predicate_type, told.predicate);
+            if let Some(draft) = teller.draft(&platform, reference.as_ref())? {
+                let predicate_type = draft.options.predicate_type();
+                bridge.build().kept.told(
+                    &platform,
+                    predicate_type,
+                    Box::new(move || draft.write(None, BTreeMap::new())),
+                );
             }
         }
         Ok(())
@@ -110,6 +112,29 @@ impl<'a> Teller<'a> {
     /// # Errors
     /// Materials are incomplete and must not be.
     pub async fn attest(&self, platform: &str, reference: Option<&Ref>) -> Result<Option<Attestation>, EngineError> {
+        let Some(draft) = self.draft(platform, reference)? else { return Ok(None) };
+        let (mut steps, mut layers) = (None, BTreeMap::new());
+        if self.layers
+            && let Some(reference) = reference
+        {
+            let definition = reference.definition();
+            let numbered = Steps::of(definition)?;
+            layers = self.layers_of(reference, definition, &numbered).await?;
+            steps = Some(numbered);
+        }
+        let options = &self.options;
+        Ok(Some(Attestation {
+            path: options.filename.clone().unwrap_or_else(|| "provenance.json".to_owned()),
+            predicate_type: options.predicate_type().to_owned(),
+            predicate: draft.write(steps, layers)?,
+            subjects: Vec::new(),
+            inline_only: options.inline_only,
+            sbom_core: false,
+        }))
+    }
+
+    /// Notes all that is told of one platform's result but its layers; none for an empty one.
+    fn draft(&self, platform: &str, reference: Option<&Ref>) -> Result<Option<Draft>, EngineError> {
         let Some(reference) = reference else { return Ok(None) };
         let all = self.bridge.all_scopes();
         let scope = all.find(reference).unwrap_or_else(|| all.clone());
@@ -120,42 +145,17 @@ impl<'a> Teller<'a> {
         let build = self.bridge.build();
         let described = |asked: &Asked| request::with_inputs(asked, &capture, all, build, DEPTH);
         let asked = scope.asked.as_ref().map(described).unwrap_or_default();
-        let mut config = None;
-        let mut details = Map::new();
-        if self.options.mode == Mode::Max {
-            let definition = reference.definition();
-            let mut steps = Steps::of(definition)?;
-            config = Some(Value::Object(steps.take_config()));
-            if let Some(source) = steps::sources(definition, &steps)? {
-                details.insert("source".into(), source);
-            }
-            if self.layers {
-                let layers = self.layers_of(reference, definition, &steps).await?;
-                if !layers.is_empty() {
-                    details.insert("layers".into(), json!(layers));
-                }
-            }
-        }
-        let told = predicate::Told {
-            capture: &capture,
-            request: asked,
-            root: scope.root.as_ref().map(described),
+        let root = scope.root.as_ref().map(described);
+        Ok(Some(Draft {
+            definition: (self.options.mode == Mode::Max).then(|| reference.definition().clone()),
+            capture,
+            asked,
+            root,
             started: build.started,
             finished: SystemTime::now(),
-            id: &self.id,
-            config,
-            details,
-            environment: &self.bridge.parts().provenance_env,
-            compatibility: COMPATIBILITY,
-        };
-        let predicate = serde_json::to_vec_pretty(&told.predicate(&self.options));
-        Ok(Some(Attestation {
-            path: self.options.filename.clone().unwrap_or_else(|| "provenance.json".to_owned()),
-            predicate_type: self.options.predicate_type().to_owned(),
-            predicate: Bytes::from(predicate.map_err(|e| EngineError::from_error(ErrorClass::Bug, e))?),
-            subjects: Vec::new(),
-            inline_only: self.options.inline_only,
-            sbom_core: false,
+            id: self.id.clone(),
+            environment: self.bridge.parts().provenance_env.clone(),
+            options: self.options.clone(),
         }))
     }
 
@@ -213,6 +213,55 @@ impl<'a> Teller<'a> {
             }
         }
         Ok(found)
+    }
+}
+
+/// What a predicate is made of. It keeps neither the build nor its results.
+struct Draft {
+    /// Whose steps are told.
+    definition: Option<Definition>,
+    capture: Capture,
+    asked: Described,
+    root: Option<Described>,
+    started: SystemTime,
+    finished: SystemTime,
+    id: String,
+    environment: Map<String, Value>,
+    options: Options,
+}
+
+impl Draft {
+    /// Writes the predicate; `steps` are those of the definition, where they are known already.
+    ///
+    /// # Errors
+    /// A graph that cannot be read.
+    fn write(self, steps: Option<Steps>, layers: BTreeMap<String, Vec<Vec<Descriptor>>>) -> Result<Bytes, EngineError> {
+        let mut config = None;
+        let mut details = Map::new();
+        if let Some(definition) = &self.definition {
+            let mut steps = steps.map_or_else(|| Steps::of(definition), Ok)?;
+            config = Some(Value::Object(steps.take_config()));
+            if let Some(source) = steps::sources(definition, &steps)? {
+                details.insert("source".into(), source);
+            }
+            if !layers.is_empty() {
+                details.insert("layers".into(), json!(layers));
+            }
+        }
+        let told = predicate::Told {
+            capture: &self.capture,
+            request: self.asked,
+            root: self.root,
+            started: self.started,
+            finished: self.finished,
+            id: &self.id,
+            config,
+            details,
+            environment: &self.environment,
+            compatibility: COMPATIBILITY,
+        };
+        let predicate = serde_json::to_vec_pretty(&told.predicate(&self.options));
+        Ok(Bytes::from(predicate.map_err(|e| EngineError::from_error(ErrorClass::Bug, e))?))
     }
 }
 

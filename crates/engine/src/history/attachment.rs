@@ -46,6 +46,10 @@ pub trait Scribe: Send + Sync {
     fn failure(&self, error: &EngineError) -> Failure;
 }
 
+/// Writes what is told of a result. That takes longer than a build in which nothing changed, so it is done when the record
+/// is kept.
+pub type Telling = Box<dyn FnOnce() -> Result<bytes::Bytes, EngineError> + Send>;
+
 /// What a build leaves for its record while it runs.
 #[derive(Default)]
 pub struct Kept {
@@ -56,7 +60,7 @@ pub struct Kept {
 struct Inner {
     results: BTreeMap<usize, Attachment>,
     documents: Vec<(String, Vec<u8>)>,
-    statements: Vec<(String, String, bytes::Bytes)>,
+    statements: Vec<(String, String, Telling)>,
 }
 
 impl Kept {
@@ -79,7 +83,7 @@ impl Kept {
     }
 
     /// Notes what is told of one platform's result; `platform` is empty for a result without platforms.
-    pub fn told(&self, platform: &str, predicate_type: &str, predicate: bytes::Bytes) {
+    pub fn told(&self, platform: &str, predicate_type: &str, predicate: Telling) {
         self.inner.lock().statements.push((platform.to_owned(), predicate_type.to_owned(), predicate));
     }
 
@@ -94,7 +98,7 @@ impl Kept {
     }
 
     /// Returns platform, predicate type and predicate of everything that was told, and forgets it.
-    pub fn take_statements(&self) -> Vec<(String, String, bytes::Bytes)> {
+    pub fn take_statements(&self) -> Vec<(String, String, Telling)> {
         std::mem::take(&mut self.inner.lock().statements)
     }
 }
