@@ -518,6 +518,11 @@ impl Inner {
         Ok(self.handle(cell))
     }
 
+    /// Tells whether a blob is in the table.
+    pub(crate) fn knows_blob(&self, digest: &Digest) -> bool {
+        self.blobs.lock().contains_key(digest)
+    }
+
     /// Returns every blob that is in the table, and every file of the blob directory that is not.
     pub(crate) fn all_blobs(&self) -> Vec<Digest> {
         let mut found: std::collections::BTreeSet<Digest> = self.blobs.lock().keys().copied().collect();

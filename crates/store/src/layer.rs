@@ -499,10 +499,27 @@ impl Inner {
         let mut slot = cell.record.write();
         let mut record = (**slot).clone();
         change(&mut record);
-        let dir = LayerDir(self.layout.layer(cell.id));
-        disk::replace(&dir.info(), self.layout.tmp(), &record.encode(), "store.info.rename", false)?;
+        self.write_info(cell, &record.encode())?;
         self.meta.table("layer").put(&cell.id.0.to_be_bytes(), &record.encode());
         *slot = Arc::new(record);
+        Ok(())
+    }
+
+    /// Writes the file of a record. Where the directory of the layer is gone it is made again: what else was in it is
+    /// found missing, and made good or dropped, when the layer is next checked.
+    fn write_info(&self, cell: &LayerCell, bytes: &[u8]) -> Result<()> {
+        let dir = LayerDir(self.layout.layer(cell.id));
+        let write = || disk::replace(&dir.info(), self.layout.tmp(), bytes, "store.info.rename", false);
+        let Err(error) = write() else { return Ok(()) };
+        if fs::symlink_metadata(&dir.0).is_ok_and(|meta| meta.is_dir()) {
+            return Err(error);
+        }
+        if cell.gone.load(Ordering::Acquire) {
+            return Err(StoreError::damage(format!("layer {} was dropped", cell.id)));
+        }
+        disk::ensure_dir(&dir.0)?;
+        write()?;
+        self.log.add(format!("layer {}", cell.id), "its directory is missing", RepairAction::Repaired);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Reading and verifying everything, for `kiln cache verify`.
 
 use kiln_snapshot::layer as snapshot;
+use kiln_stdx::Digest;
 
 use crate::blob::matches_digest;
 use crate::check::Depth;
@@ -80,11 +81,23 @@ impl Store {
             if repair {
                 // Finds, rescues or drops, and logs.
                 self.verify_blob(&digest);
-            } else if !matches_digest(&path, &digest) {
-                let what = if path.exists() { "content differs" } else { "file is missing" };
+            } else if let Some(what) = self.examine_blob(&digest) {
                 report.problems.push(Problem { subject: format!("blob {digest}"), what: what.into(), action: None });
             }
         }
+    }
+
+    /// Verifies a blob without changing anything, and returns what is wrong.
+    fn examine_blob(&self, digest: &Digest) -> Option<&'static str> {
+        let path = self.0.layout.blob(digest);
+        if matches_digest(&path, digest) {
+            return None;
+        }
+        if path.exists() {
+            return Some("content differs");
+        }
+        // One that is collected meanwhile is forgotten before its file goes.
+        self.0.knows_blob(digest).then_some("file is missing")
     }
 
     fn verify_layers(&self, repair: bool, report: &mut VerifyReport) -> Result<()> {
@@ -99,7 +112,9 @@ impl Store {
                     Err(e) if e.class() != kiln_stdx::ErrorClass::Damage => return Err(e),
                     _ => {}
                 }
-            } else if let Err(e) = self.examine(&layer) {
+            } else if let Err(e) = self.examine(&layer)
+                && !layer.is_gone()
+            {
                 report.problems.push(Problem {
                     subject: format!("layer {}", layer.id()),
                     what: e.to_string(),
@@ -127,7 +142,7 @@ impl Store {
         let manifest = self.0.manifest(&layer.cell)?;
         snapshot::verify_digest(&manifest, &dir.fs())?;
         let expected = record.unpacked.as_ref().map(|u| u.manifest);
-        if crate::disk::read(&dir.manifest()).map(kiln_stdx::Digest::of) != expected {
+        if crate::disk::read(&dir.manifest()).map(Digest::of) != expected {
             return Err(StoreError::damage("its manifest's file"));
         }
         if !crate::disk::read(&dir.info()).is_some_and(|bytes| record.is_akin(&bytes)) {
@@ -142,6 +157,19 @@ mod tests {
     use std::time::Duration;
 
     use crate::testing::{fixture, one_file, open};
+
+    #[test]
+    fn what_was_collected_since_it_was_listed_is_no_damage() {
+        let fixture = fixture(Duration::ZERO);
+        let store = &fixture.store;
+        let [kept, collected] = [b"kept", b"gone"].map(|bytes| store.put_blob(bytes).unwrap().digest());
+        let listed = store.0.all_blobs();
+        store.0.forget_blob(&collected);
+        assert!(listed.iter().all(|digest| store.examine_blob(digest).is_none()), "{listed:?}");
+        std::fs::remove_file(store.0.layout.blob(&kept)).unwrap();
+        assert_eq!(store.examine_blob(&kept), Some("file is missing"));
+        assert_eq!(store.verify(false).unwrap().problems.len(), 1);
+    }
 
     #[test]
     fn a_record_that_is_newer_than_its_row_is_no_damage() {

@@ -264,3 +264,17 @@ fn equal_work_at_once_is_done_once() {
     assert!(made.windows(2).all(|w| w[0] == w[1]));
     assert_eq!(layer.descriptors().len(), 1);
 }
+
+#[test]
+fn a_record_is_written_although_something_else_is_where_its_layer_was() {
+    let (dir, store) = store();
+    let layer = layer(&store.scratch(), LayerInfo::default(), "f");
+    let place = dir.path().join("root/layers").join(layer.id().to_string());
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::write(&place, "a file").unwrap();
+    store.relocate(&layer, "elsewhere").unwrap();
+    assert_eq!(layer.origin().as_deref(), Some("elsewhere"));
+    assert!(place.join("info").is_file());
+    // What else was there is missed when it is used.
+    assert_eq!(store.check(&store.ref_of_layers(vec![layer])).unwrap_err().class(), ErrorClass::Damage);
+}

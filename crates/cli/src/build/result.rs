@@ -63,8 +63,10 @@ pub fn write_image_id(path: &Path, response: &Response) -> Result<(), CliError> 
         .map_err(|e| CliError::environment(format!("writing image ID file {}: {}", path.display(), io_text(&e))))
 }
 
-/// Enters what was written into the indexes of local caches and of image directories.
-pub fn update_indexes(response: &Response, caches: &[Update], outputs: &[Output]) -> Result<(), CliError> {
+/// Enters what was written into the indexes of local caches and of image directories, and returns warnings. The index of a
+/// cache that is damaged is begun anew; that of an image directory, which holds what cannot be built again, is an error.
+pub fn update_indexes(response: &Response, caches: &[Update], outputs: &[Output]) -> Result<Vec<String>, CliError> {
+    let mut warnings = Vec::new();
     let failed =
         |dir: &Path, why: String| CliError::environment(format!("updating the index of {}: {why}", dir.display()));
     let put = |dir: &Path, json: &[u8], names: &[IndexName]| {
@@ -74,6 +76,14 @@ pub fn update_indexes(response: &Response, caches: &[Update], outputs: &[Output]
     };
     if let Some(json) = response.get("cache.manifest").filter(|t| !t.is_empty()) {
         for update in caches {
+            let renewed = LayoutStore::create(&update.dir).and_then(|store| store.renew_index());
+            if let Some(aside) = renewed.map_err(|e| failed(&update.dir, e.to_string()))? {
+                let dir = update.dir.display();
+                warnings.push(format!(
+                    "the index of {dir} was damaged, and is begun anew; it is kept in {}",
+                    aside.display()
+                ));
+            }
             put(&update.dir, json.as_bytes(), &[IndexName::Tag(update.tag.clone())])?;
         }
     }
@@ -82,7 +92,7 @@ pub fn update_indexes(response: &Response, caches: &[Update], outputs: &[Output]
             put(&update.dir, json.as_bytes(), &[IndexName::Tag(format!("{}{MOUNTS}", update.tag))])?;
         }
     }
-    let Some(encoded) = response.get("containerimage.descriptor") else { return Ok(()) };
+    let Some(encoded) = response.get("containerimage.descriptor") else { return Ok(warnings) };
     for output in outputs {
         let Dest::Layout(dir) = &output.dest else { continue };
         let json = BASE64_STANDARD.decode(encoded).map_err(|e| failed(dir, e.to_string()))?;
@@ -92,7 +102,7 @@ pub fn update_indexes(response: &Response, caches: &[Update], outputs: &[Output]
         };
         put(dir, &json, &names)?;
     }
-    Ok(())
+    Ok(warnings)
 }
 
 #[cfg(test)]
@@ -158,11 +168,21 @@ mod tests {
             ("containerimage.descriptor", &BASE64_STANDARD.encode(&json)),
             ("image.name", "docker.io/library/a:1,docker.io/library/b:2"),
         ]);
-        update_indexes(&answer, &[update], &[output]).expect("update");
+        let update = || update_indexes(&answer, std::slice::from_ref(&update), std::slice::from_ref(&output));
+        assert_eq!(update().expect("update"), [""; 0]);
         let count = |d: &str| {
             let store = LayoutStore::open(&dir.path().join(d)).expect("layout");
             store.index().expect("index")["manifests"].as_array().map(Vec::len)
         };
         assert_eq!((count("cache"), count("out")), (Some(2), Some(2)));
+
+        // A cache's index that nobody can read is begun anew, an image directory's is left as it is.
+        std::fs::write(dir.path().join("cache/index.json"), "{").expect("damage");
+        assert_eq!(update().expect("update").len(), 1);
+        assert_eq!(count("cache"), Some(2));
+        assert_eq!(std::fs::read_to_string(dir.path().join("cache/index.json.damaged")).expect("aside"), "{");
+        std::fs::write(dir.path().join("out/index.json"), "{").expect("damage");
+        assert!(update().is_err());
+        assert_eq!(std::fs::read_to_string(dir.path().join("out/index.json")).expect("index"), "{");
     }
 }

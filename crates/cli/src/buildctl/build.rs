@@ -22,7 +22,7 @@ use crate::build::request::{BuildRequest, Exporter};
 use crate::build::{result, write};
 use crate::client::offer::Offer;
 use crate::client::solve::{Solve, Solved};
-use crate::commands::{block_on, cancel_on_signals};
+use crate::commands::{block_on, cancel_on_signals, say};
 use crate::env::Env;
 use crate::error::{CliError, io_text};
 use crate::progress::{Mode, ProgressEnv, display};
@@ -248,7 +248,9 @@ fn finish(
     solved: &Solved,
     env: &Env,
 ) -> Result<(), CliError> {
-    result::update_indexes(&solved.response, &caches.update, &options.outputs)?;
+    for warning in result::update_indexes(&solved.response, &caches.update, &options.outputs)? {
+        say(&format!("WARNING: {warning}"));
+    }
     let (told, response): (Map<_, _>, Map<_, _>) =
         solved.response.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).partition(|(name, _)| {
             flags.opt.iter().any(|o| o.starts_with("requestid=")) && name.starts_with("result.")

@@ -3,7 +3,7 @@
 //! Everything that can be wrong with the request is found before the engine is asked for anything; what the build leaves
 //! behind (image id, metadata, index entries) is written after it has succeeded.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use kiln_session::progress::WarningProgress;
@@ -23,6 +23,7 @@ use crate::build::request;
 use crate::build::result::{self, Response};
 use crate::client::offer::Offer;
 use crate::client::solve::{Solve, Solved};
+use crate::commands::say;
 use crate::env::Env;
 use crate::error::{CliError, EXIT_CANCELED, io_text};
 use crate::launch::{Engine, connect};
@@ -195,7 +196,9 @@ fn finish(
     env: &Env,
 ) -> Result<(), CliError> {
     let response: &Response = &solved.response;
-    result::update_indexes(response, &caches.update, &options.outputs)?;
+    for warning in result::update_indexes(response, &caches.update, &options.outputs)? {
+        say(&format!("WARNING: {warning}"));
+    }
     if let Some(path) = &options.iidfile {
         result::write_image_id(path, response)?;
     }
@@ -243,9 +246,4 @@ pub fn cancel_on_signals() -> Result<CancellationToken, CliError> {
         }
     });
     Ok(token)
-}
-
-fn say(text: &str) {
-    // There is no other place to tell that standard error is closed.
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -16,6 +16,7 @@ mod why;
 pub use build::cancel_on_signals;
 
 use std::future::Future;
+use std::io::Write;
 
 use crate::args::{Cli, Command, DaemonCommand};
 use crate::env::Env;
@@ -55,4 +56,10 @@ pub fn block_on<T, F: Future<Output = Result<T, CliError>>>(future: F) -> Result
     // input ends with the process only, so there is a limit.
     runtime.shutdown_timeout(SHUTDOWN);
     result
+}
+
+/// Says something on standard error.
+pub fn say(text: &str) {
+    // There is no other place to tell that standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -135,7 +135,8 @@ pub fn cancelled(project: &Project, job: &Job, choices: &mut Choices) -> Result<
     client.signal(signal);
     client.finish()?;
     project.set_seed("data", "let go");
-    told(&client, signal == Signal::KILL)?;
+    // A client that has said nothing yet may not listen to signals yet.
+    told(&client, signal == Signal::KILL || said == 0)?;
     Ok(format!("a build is cancelled by {signal:?} after {said} lines, exit {:?}", client.code))
 }
 

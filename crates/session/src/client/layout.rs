@@ -143,6 +143,20 @@ impl LayoutStore {
         }
     }
 
+    /// Moves an `index.json` that cannot be understood aside, so that a new one is begun, and returns where it is now.
+    ///
+    /// # Errors
+    /// The file cannot be read or moved.
+    pub fn renew_index(&self) -> Result<Option<PathBuf>, SessionError> {
+        if !matches!(self.index(), Err(SessionError::Input(_))) {
+            return Ok(None);
+        }
+        let aside = self.root.join(format!("{INDEX_FILE}.damaged"));
+        let moved = fs::rename(self.root.join(INDEX_FILE), &aside);
+        moved.map_err(|e| SessionError::io(format!("moving the index of {} aside", self.root.display()), e))?;
+        Ok(Some(aside))
+    }
+
     /// Enters a descriptor into `index.json` under these names, which other entries lose.
     ///
     /// # Errors
