@@ -169,6 +169,7 @@ impl Life {
             imports: Vec::new(),
             apart: self.jobs[at].attempt > 0,
         };
+        self.shared.checks.lock().repeats |= spec.apart;
         let open = self.solver.job(spec).await.map_err(|e| format!("open: {e}"))?;
         let job = &mut self.jobs[at];
         job.attempt += 1;
