@@ -127,7 +127,8 @@ async fn during_builds(engine: Engine, policies: Arc<Vec<PrunePolicy>>) {
         before = running;
         let now = store.disk_space().0;
         let mut pause = if running == 0 { Duration::MAX } else { LOOK };
-        if ended || free.saturating_sub(now) >= grain {
+        let over = running > 0 && store.is_over_budget();
+        if ended || over || free.saturating_sub(now) >= grain {
             free = now;
             let begun = tokio::time::Instant::now();
             follow(&engine, ended).await;

@@ -12,7 +12,6 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use kiln_engine::Engine;
 use kiln_engine::history::Change;
-use kiln_store::StoreError;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::broadcast::error::RecvError;
@@ -106,13 +105,9 @@ async fn count(pages: Pages) {
 
 async fn metrics(State(pages): State<Pages>) -> impl IntoResponse {
     let store = pages.engine.parts().store.clone();
-    let usage = tokio::task::spawn_blocking(move || Ok::<_, StoreError>((store.usage()?, store.accounts()?))).await;
-    let (records, bytes, held) = match usage {
-        Ok(Ok((records, accounts))) => {
-            let held: u64 = records.iter().filter(|r| r.in_use).map(|r| r.size).sum();
-            (records.len() as u64, accounts.cache, held + accounts.growing)
-        }
-        _ => (0, 0_u64, 0_u64),
+    let (records, bytes, held) = match tokio::task::spawn_blocking(move || store.standing()).await {
+        Ok(Ok(now)) => (now.records, now.accounts.cache, now.held + now.accounts.growing),
+        _ => (0, 0, 0),
     };
     let ended = *pages.ended.lock();
     let mut text = String::new();

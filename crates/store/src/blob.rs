@@ -13,7 +13,7 @@ use kiln_stdx::{Digest, DigestHasher, Fingerprint, FingerprintHasher, fault};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::budget::Reservation;
+use crate::budget::{LetGo, Reservation};
 use crate::disk::{self, Stamp};
 use crate::epoch;
 use crate::error::{IoContext, Result, StoreError};
@@ -55,6 +55,7 @@ pub struct Blob {
     cell: Arc<BlobCell>,
     path: PathBuf,
     size: u64,
+    _let_go: LetGo,
 }
 
 impl Blob {
@@ -386,7 +387,7 @@ impl Inner {
         let path = self.layout.blob(&cell.digest);
         let size = cell.row.lock().size;
         self.touch_blob(&cell);
-        Blob { cell, path, size }
+        Blob { cell, path, size, _let_go: LetGo }
     }
 
     fn touch_blob(&self, cell: &BlobCell) {

@@ -4,7 +4,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -13,8 +13,10 @@ use crate::disk;
 use crate::prune::PrunePolicy;
 use crate::store::{Inner, Store};
 
-/// How long is waited after a collection that could not free enough, unless a build ends.
+/// How long is waited after a collection that found nothing to free, unless something is let go.
 const REST: Duration = Duration::from_secs(2);
+/// How many times as long as it took is waited if something was let go meanwhile: that may have been anything.
+const BREATH: u32 = 4;
 /// Of the disk so much stays free of builds that are over the budget by themselves, at most; a part of small disks.
 const FLOOR: u64 = 64 << 20;
 const FLOOR_PART: u64 = 64;
@@ -26,8 +28,38 @@ pub(crate) struct Budget {
     rules: RwLock<Option<Arc<Rules>>>,
     /// Held by whoever collects.
     collecting: Mutex<()>,
-    /// Set by a collection that could not free enough.
-    futile: Mutex<Option<Instant>>,
+    /// Set by a collection that found nothing to free.
+    futile: Mutex<Option<Futile>>,
+}
+
+/// A collection that found nothing to free.
+#[derive(Clone, Copy)]
+struct Futile {
+    ended: Instant,
+    took: Duration,
+    /// [`LET_GO`] when it began.
+    let_go: u64,
+}
+
+impl Futile {
+    /// Returns whether another would find nothing either, or comes too soon.
+    fn holds(self) -> bool {
+        let same = LET_GO.load(Ordering::Acquire) == self.let_go;
+        self.ended.elapsed() < if same { REST } else { self.took * BREATH }
+    }
+}
+
+/// Counts what was let go in this process: handles of layers and blobs, cache mounts. From then on it may be collected.
+static LET_GO: AtomicU64 = AtomicU64::new(0);
+
+/// Counts as let go when it is dropped: the last field of a handle, so that the rest of it is gone by then.
+#[derive(Clone, Default)]
+pub(crate) struct LetGo;
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        LET_GO.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// The rules of collection, and what follows from them.
@@ -106,9 +138,15 @@ impl Store {
         (free < floor).then_some(Overrun { used, budget, free })
     }
 
-    /// A build has ended: what it held can be collected.
+    /// A build has ended: what it held can be collected, at once.
     pub fn released(&self) {
         *self.0.budget.futile.lock() = None;
+    }
+
+    /// Tells whether more is kept, or coming, than the budget allows, as it was last measured.
+    pub fn is_over_budget(&self) -> bool {
+        let rules = self.0.budget.rules.read().clone();
+        rules.is_some_and(|rules| self.0.is_over(&rules, 0))
     }
 }
 
@@ -129,7 +167,7 @@ impl Reservation {
         }
     }
 
-    fn counter(&self) -> &std::sync::atomic::AtomicU64 {
+    fn counter(&self) -> &AtomicU64 {
         let counters = &self.store.0.counters;
         if self.unpacking { &counters.unpacking } else { &counters.coming }
     }
@@ -178,10 +216,20 @@ impl Inner {
             return;
         }
         let _one = self.budget.collecting.lock();
-        let rests = self.budget.futile.lock().is_some_and(|at| at.elapsed() < REST);
-        if rests || !self.is_over(&rules, unwritten) {
-            return;
+        // Others reserve while this one collects: once is not always enough.
+        while self.is_over(&rules, unwritten) {
+            if self.budget.futile.lock().is_some_and(Futile::holds) {
+                return;
+            }
+            let (begun, let_go) = (Instant::now(), LET_GO.load(Ordering::Acquire));
+            if !self.collect(&rules, unwritten) {
+                *self.budget.futile.lock() = Some(Futile { ended: Instant::now(), took: begun.elapsed(), let_go });
+            }
         }
+    }
+
+    /// Applies the rules; returns whether anything went.
+    fn collect(&self, rules: &Rules, unwritten: u64) -> bool {
         let ahead = crate::prune::Ahead { used: self.growing() + 2 * rules.grain, unwritten };
         let before = self.cache_bytes();
         let mut records = 0;
@@ -191,13 +239,11 @@ impl Inner {
                 Err(error) => tracing::warn!(%error, "garbage cannot be collected"),
             }
         }
-        let freed = before.saturating_sub(self.cache_bytes());
         if records > 0 {
-            tracing::info!(records, bytes = freed, "garbage was collected to make room");
+            let bytes = before.saturating_sub(self.cache_bytes());
+            tracing::info!(records, bytes, "garbage was collected to make room");
         }
-        if self.is_over(&rules, unwritten) {
-            *self.budget.futile.lock() = Some(Instant::now());
-        }
+        records > 0
     }
 }
 

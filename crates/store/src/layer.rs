@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::account;
 use crate::blob::USE_GRAIN;
+use crate::budget::LetGo;
 use crate::disk;
 use crate::error::{IoContext, Result, StoreError};
 use crate::layout::{LayerDir, LayerId};
@@ -59,9 +60,14 @@ impl LayerCell {
 #[derive(Clone)]
 pub struct Layer {
     pub(crate) cell: Arc<LayerCell>,
+    _let_go: LetGo,
 }
 
 impl Layer {
+    pub(crate) fn new(cell: Arc<LayerCell>) -> Self {
+        Self { cell, _let_go: LetGo }
+    }
+
     /// Its id.
     pub fn id(&self) -> LayerId {
         self.cell.id
@@ -249,7 +255,7 @@ impl Store {
         let cell = inner.insert_layer(record, now, 1);
         cell.checked.store(inner.clock.unix_nanos(), Ordering::Relaxed);
         inner.keep_manifest(cell.id, Arc::new(manifest));
-        Ok(Layer { cell })
+        Ok(Layer::new(cell))
     }
 
     /// Returns the layer with that chain id, or notes one whose blob is to be fetched when it is needed.
@@ -300,7 +306,7 @@ impl Store {
             let _ = disk::remove_tree(&tmp.0);
             return Err(e);
         }
-        Ok(Layer { cell: inner.insert_layer(record, now, 1) })
+        Ok(Layer::new(inner.insert_layer(record, now, 1)))
     }
 
     /// Changes where the blob of a layer can be fetched.
@@ -352,7 +358,7 @@ impl Store {
 
     /// Returns all layers.
     pub fn layers(&self) -> Vec<Layer> {
-        self.0.layers.lock().by_id.values().map(|cell| Layer { cell: cell.clone() }).collect()
+        self.0.layers.lock().by_id.values().map(|cell| Layer::new(cell.clone())).collect()
     }
 
     /// Changes the description or type of a layer, as a result's user knows more of it than its maker.
@@ -486,12 +492,12 @@ impl Inner {
     }
 
     pub(crate) fn layer(&self, id: LayerId) -> Option<Layer> {
-        self.layers.lock().by_id.get(&id).map(|cell| Layer { cell: cell.clone() })
+        self.layers.lock().by_id.get(&id).map(|cell| Layer::new(cell.clone()))
     }
 
     pub(crate) fn layer_by_chain(&self, chain: ChainId) -> Option<Layer> {
         let layers = self.layers.lock();
-        layers.by_chain.get(&chain).and_then(|id| layers.by_id.get(id)).map(|cell| Layer { cell: cell.clone() })
+        layers.by_chain.get(&chain).and_then(|id| layers.by_id.get(id)).map(|cell| Layer::new(cell.clone()))
     }
 
     /// Changes a record: in memory, in `info` and in the metadata.

@@ -68,5 +68,5 @@ pub use refs::ImmutableRef;
 pub use repair::{RepairAction, RepairEvent, RepairLog};
 pub use store::{FORMAT, Store, StoreConfig};
 pub use unpack::{BlobOptions, LayerBlob};
-pub use usage::{Lease, UsageRecord};
+pub use usage::{Lease, Standing, UsageRecord};
 pub use verify::{Problem, VerifyReport};

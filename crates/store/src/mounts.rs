@@ -10,12 +10,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kiln_stdx::rand_id;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::budget::LetGo;
 use crate::disk;
 use crate::error::{IoContext, Result};
 use crate::repair::RepairAction;
@@ -376,6 +378,7 @@ impl Inner {
             let _ = self.update_mount(id, |_| {});
         }
         self.sweep_mounts();
+        drop(LetGo);
         self.mounts.changed.notify_waiters();
     }
 
@@ -448,12 +451,20 @@ impl Inner {
         for (record, _) in records.iter_mut().filter(|(record, _)| record.size.is_none()) {
             let size = disk::tree_size(&self.mount_dir(&record.id));
             record.size = Some(size);
+            let known = self.mounts.mounts.lock().get(&record.id).map_or(size, |state| state.known);
+            let grown = if all { size.saturating_sub(known) } else { 0 };
+            if grown > 0 {
+                // Others make room for it before it counts. Whoever collects does not ask for all, and is not asked.
+                self.counters.coming.fetch_add(grown, Ordering::Relaxed);
+                self.admit(0);
+            }
             if let Some(state) = self.mounts.mounts.lock().get_mut(&record.id) {
                 state.known = size;
                 if !state.in_use() {
                     state.record.size = Some(size);
                 }
             }
+            self.counters.coming.fetch_sub(grown, Ordering::Relaxed);
         }
         records
     }

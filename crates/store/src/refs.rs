@@ -159,7 +159,7 @@ impl Store {
     pub fn ref_of(&self, ids: &[LayerId]) -> Option<ImmutableRef> {
         let layers: Vec<Layer> = {
             let table = self.0.layers.lock();
-            ids.iter().map(|id| table.by_id.get(id).map(|cell| Layer { cell: cell.clone() })).collect::<Option<_>>()?
+            ids.iter().map(|id| table.by_id.get(id).map(|cell| Layer::new(cell.clone()))).collect::<Option<_>>()?
         };
         for layer in &layers {
             self.0.touch_layer(&layer.cell);

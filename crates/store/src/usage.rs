@@ -8,6 +8,7 @@ use std::time::Duration;
 use kiln_stdx::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::account::Accounts;
 use crate::error::Result;
 use crate::layer::LayerCell;
 use crate::layout::LayerId;
@@ -43,6 +44,17 @@ pub struct UsageRecord {
     pub cost: Option<Duration>,
 }
 
+/// What the store takes, and how much of it could not go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// How many things take space.
+    pub records: usize,
+    /// Bytes of the records that builds or leases hold.
+    pub held: u64,
+    /// What the store takes.
+    pub accounts: Accounts,
+}
+
 /// What a lease holds on to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lease {
@@ -76,6 +88,26 @@ impl Store {
         records.extend(self.0.loose_blobs(&held));
         records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(records)
+    }
+
+    /// Returns how many records there are, how many bytes of them were held at some time while this was asked, and what the
+    /// store took then. Builds go on meanwhile: what one has kept since is held in the second list only, what another has
+    /// let go in the first.
+    ///
+    /// # Errors
+    /// As [`Store::usage`].
+    pub fn standing(&self) -> Result<Standing> {
+        let before = self.usage()?;
+        let accounts = self.accounts()?;
+        let held = self.0.held()?;
+        let after =
+            self.0.layer_usage(&held).into_iter().chain(self.0.mount_usage(false)).chain(self.0.loose_blobs(&held));
+        let mut sizes: HashMap<String, u64> = HashMap::new();
+        for record in before.iter().cloned().chain(after).filter(|record| record.in_use) {
+            let size = sizes.entry(record.id).or_default();
+            *size = record.size.max(*size);
+        }
+        Ok(Standing { records: before.len(), held: sizes.values().sum(), accounts })
     }
 
     /// Returns the bytes that count against the disk budget: all records and the metadata, in blocks of the disk.

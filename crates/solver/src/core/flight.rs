@@ -6,7 +6,7 @@
 
 use super::Core;
 use super::demand::Change;
-use super::graph::{Exec, Freshness, Known, Level, Made, Node, OutputRef, Prepared, State, VertexId};
+use super::graph::{Exec, Freshness, Known, Made, Node, OutputRef, Prepared, State, VertexId};
 use crate::job::Origin;
 use crate::op::OpError;
 use crate::vertex::CacheUse;
@@ -172,12 +172,11 @@ impl<R: Clone, O: Clone> Core<R, O> {
     }
 }
 
-/// Returns whether a vertex of other jobs has handed out, and saved, an output that is wanted of `node`.
+/// Returns whether a vertex of other jobs has handed out an output. Whichever it was: what was found to be of no use may be
+/// another of the same execution than the one that is wanted of `node`, and more of them go the same way.
 fn has_given<R, O>(other: &Node<R, O>, node: &Node<R, O>) -> bool {
-    let wanted = node.outputs.iter().filter(|(_, out)| out.target() == Level::Complete);
-    let mut given = wanted.filter_map(|(index, _)| other.outputs.get(index));
     other.jobs.keys().all(|job| !node.jobs.contains_key(job))
-        && given.any(|out| matches!(out.state, State::Complete(_)))
+        && other.outputs.values().any(|out| matches!(out.state, State::Complete(_)))
 }
 
 /// Returns whether two vertices of one operation have, for every input, a key in common.

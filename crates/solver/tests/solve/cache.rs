@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_solver::{Gone, KeyStore, MaxAge, MemoryKeyStore, Origin, Vertex};
+use kiln_solver::{Edge, Gone, KeyStore, MaxAge, MemoryKeyStore, Origin, Vertex};
 
 use crate::kit::{Bench, Counts, Text, bench, edge, told, vertex};
 
@@ -268,6 +268,24 @@ async fn a_job_apart_takes_no_result_that_another_has_made() {
         bench.solver.idle().await;
         others.push(apart);
     }
+}
+
+#[tokio::test]
+async fn a_job_apart_takes_no_other_output_of_what_another_has_in_hand() {
+    let counts = Arc::new(Counts::default());
+    let run = |_, _: Vec<Text>| async { Ok(vec![Arc::new("first".to_owned()), Arc::new("second".to_owned())]) };
+    let two = vertex("two").runs(run).counts(&counts).done();
+    let bench = bench();
+    let (open, _) = bench.job("open", &[&two]).await;
+    open.build(edge(&two)).await.unwrap();
+    bench.solver.idle().await;
+    let why = Gone::Damaged { detail: "gone".to_owned() };
+    for (key, record) in bench.store.all_records() {
+        bench.store.remove_record(key, &record, &why);
+    }
+    let apart = bench.job_apart("apart", &[&two]).await;
+    let second = apart.build(Edge { index: 1, ..edge(&two) }).await.unwrap();
+    assert_eq!((second.origin, counts.executed()), (Origin::Executed, 2));
 }
 
 #[tokio::test]

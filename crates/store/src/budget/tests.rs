@@ -139,6 +139,35 @@ fn what_is_held_stays_and_goes_when_it_is_let_go() {
 }
 
 #[test]
+fn many_at_once_each_find_room() {
+    let f = fixture(Duration::from_secs(60));
+    f.store.set_budget(budget(16 * MIB));
+    let keep = &|thread: u8| {
+        for i in 0..40_u8 {
+            let (_, held) = one_file(&f.store.scratch(), &format!("{thread}-{i}"), &[thread ^ i; 1 << 20]);
+            let standing = f.store.standing().unwrap();
+            assert!(standing.accounts.cache <= 16 * MIB, "{thread}, {i}: {standing:?}");
+            drop(held);
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || keep(thread))).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    assert!(f.store.standing().unwrap().held < 16 * MIB);
+}
+
+#[test]
+fn after_something_was_let_go_another_collection_is_worth_it() {
+    let ago = Instant::now().checked_sub(Duration::from_millis(100)).unwrap();
+    let futile = |took, let_go| Futile { ended: ago, took, let_go };
+    let before = LET_GO.load(Ordering::Acquire);
+    drop(LetGo);
+    assert!(!futile(Duration::from_millis(20), before).holds());
+    assert!(futile(Duration::from_secs(20), before).holds(), "but not all the time");
+}
+
+#[test]
 fn rules_for_some_records_do_not_bind_the_rest() {
     let of = |most, filter: &str, keep| PrunePolicy {
         max_used_space: most,
