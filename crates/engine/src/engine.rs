@@ -382,7 +382,9 @@ struct OpenBuild {
 
 impl OpenBuild {
     fn new(engine: &Engine, request: &SolveRequest) -> Result<Self, EngineError> {
-        let spool = tempfile::tempfile_in(engine.0.parts.store.temp_dir())?;
+        let store = &engine.0.parts.store;
+        store.doubt_checks();
+        let spool = tempfile::tempfile_in(store.temp_dir())?;
         let log = EventLog::new(spool);
         let settings = BuildSettings {
             session: request.session.clone(),

@@ -376,7 +376,6 @@ impl Inner {
             else {
                 continue;
             };
-            self.epochs.saw(&row.stamp);
             let digest = Digest::from_bytes(bytes);
             self.account_blob(row.size, true);
             blobs.insert(digest, Arc::new(BlobCell { digest, row: Mutex::new(row), checked: AtomicU64::new(0) }));

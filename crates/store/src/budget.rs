@@ -204,9 +204,14 @@ impl Drop for Reservation {
 
 impl Inner {
     fn is_over(&self, rules: &Rules, unwritten: u64) -> bool {
+        self.is_large(rules)
+            || (rules.free > 0 && disk::space(&self.layout.root).0.saturating_sub(unwritten) < rules.free)
+    }
+
+    /// Returns whether the cache, with what is coming, is larger than it may be.
+    fn is_large(&self, rules: &Rules) -> bool {
         let limit = |used: u64| rules.most.is_some_and(|most| used > most.saturating_sub(rules.grain));
         limit(self.cache_bytes() + self.growing())
-            || (rules.free > 0 && disk::space(&self.layout.root).0.saturating_sub(unwritten) < rules.free)
     }
 
     /// Makes room for what is counted as growing, of which `unwritten` bytes are not on the disk yet.
@@ -216,8 +221,8 @@ impl Inner {
             return;
         }
         let _one = self.budget.collecting.lock();
-        // Others reserve while this one collects: once is not always enough.
-        while self.is_over(&rules, unwritten) {
+        let mut over = self.is_over(&rules, unwritten);
+        while over {
             if self.budget.futile.lock().is_some_and(Futile::holds) {
                 return;
             }
@@ -225,6 +230,9 @@ impl Inner {
             if !self.collect(&rules, unwritten) {
                 *self.budget.futile.lock() = Some(Futile { ended: Instant::now(), took: begun.elapsed(), let_go });
             }
+            // Others reserve while this one collects: once is not always enough. What a disk has free is not asked again:
+            // some file systems tell of freed bytes only after a while.
+            over = self.is_large(&rules);
         }
     }
 

@@ -18,7 +18,7 @@ use crate::store::{Inner, Store};
 /// How hard to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// By stat, at most once per recheck interval; by digest where stat differs or bytes may have been lost.
+    /// By stat, at most once per build and recheck interval; by digest where stat differs or bytes may have been lost.
     Use,
     /// By stat, now.
     Stat,

@@ -424,11 +424,8 @@ impl Inner {
                 self.discard(&entry.path());
                 continue;
             };
-            if let Some(unpacked) = &record.unpacked {
-                self.epochs.saw(&unpacked.stamp);
-                if unpacked.disk.is_none() {
-                    self.doubt();
-                }
+            if record.unpacked.as_ref().is_some_and(|unpacked| unpacked.disk.is_none()) {
+                self.doubt();
             }
             let (time, count) = used.remove(&id).unwrap_or((record.created, 0));
             self.register_layer(record, time, count, !from_row);

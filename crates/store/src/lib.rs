@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - A file of the store is never written again once it has its name: change is a new file and a rename.
-//! - Everything that is believed was checked: by stat, within the recheck interval of its use; by digest where stat
+//! - Everything that is believed was checked: by stat, since the build that uses it began; by digest where stat
 //!   differs, and where the last session ended before its epoch was closed.
 //! - Where a budget is set, the cache takes no more than that at any moment, or nothing that could be removed: whoever
 //!   publishes bytes asks first.

@@ -1,10 +1,11 @@
 //! The store itself: opening, the tables in memory, and what the other modules share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct Store(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub layout: Layout,
     pub recheck: Duration,
+    /// What was checked before is checked again, in nanoseconds of the clock.
+    pub doubted: AtomicU64,
     pub clock: Arc<dyn Clock>,
     pub log: RepairLog,
     pub meta: Meta,
@@ -131,6 +134,7 @@ impl Store {
         let inner = Arc::new(Inner {
             epochs: Epochs::open(&layout),
             recheck: config.recheck,
+            doubted: AtomicU64::new(0),
             clock: config.clock,
             log,
             meta,
@@ -189,7 +193,7 @@ impl Store {
     /// The sync failed; the next call tries again.
     pub fn close_epoch(&self) -> Result<()> {
         self.0.carry_account();
-        self.0.epochs.close(&self.0.layout, &self.0.meta)
+        self.0.epochs.close(&self.0.layout, &self.0.meta, || self.0.makers())
     }
 
     /// Waits until what earlier sessions left half done is gone, which opening the store only puts aside, and what
@@ -202,6 +206,12 @@ impl Store {
         }
         drop(sweeping);
         self.0.broom.finish();
+    }
+
+    /// From now on nothing is believed that was checked before: each layer and blob is looked at again at its next use. Said
+    /// as a build begins, so that none is made of what was damaged since the one before.
+    pub fn doubt_checks(&self) {
+        self.0.doubted.store(self.0.clock.unix_nanos(), Ordering::Relaxed);
     }
 
     /// The directory of temporary files on the store's file system, made anew where it was removed.
@@ -219,7 +229,17 @@ impl Inner {
     /// Tells whether a check at `checked` (nanoseconds of the clock) is recent enough.
     pub fn is_fresh(&self, checked: u64) -> bool {
         let age = Duration::from_nanos(self.clock.unix_nanos().saturating_sub(checked));
-        checked != 0 && age < self.recheck
+        checked != 0 && age < self.recheck && checked >= self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// Returns the sessions that have made something that is here.
+    fn makers(&self) -> BTreeSet<String> {
+        let mut makers = BTreeSet::new();
+        for cell in self.layers.lock().by_id.values() {
+            makers.extend(cell.record().unpacked.as_ref().map(|unpacked| unpacked.stamp.session.clone()));
+        }
+        makers.extend(self.blobs.lock().values().map(|cell| cell.row.lock().stamp.session.clone()));
+        makers
     }
 
     /// All rows that the store itself keeps in the metadata.

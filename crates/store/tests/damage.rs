@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use common::{Choices, inspect, known, open, reference, work};
+use kiln_store::{Store, StoreConfig};
 
 /// Everything below the root by what it is, so that the many layer files do not get all the damage.
 fn victims(root: &Path) -> Vec<(&'static str, Vec<PathBuf>)> {
@@ -120,6 +121,22 @@ fn seeded_damage_is_a_miss_and_a_repair() {
     assert!(lost > 4 && lost < 90, "some damage costs a miss, most does not: {lost}");
 }
 
+#[test]
+fn what_was_found_good_is_believed_until_checks_are_doubted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreConfig::new(dir.path().join("root"))).unwrap();
+    work(&store).unwrap();
+    let chain = known(&store);
+    store.check(&chain[3]).unwrap();
+    fs::write(chain[3].dirs()[3].join("dir3/file2"), "damage").unwrap();
+    store.check(&chain[3]).unwrap();
+    assert_eq!(store.repairs().total(), 0);
+    store.doubt_checks();
+    store.check(&chain[3]).unwrap();
+    assert_eq!(store.repairs().total(), 1, "it was unpacked again");
+    common::assert_right(&chain[3], 4);
+}
+
 /// Changes a byte and puts size and times back.
 fn flip_unseen(path: &Path) {
     let meta = fs::metadata(path).unwrap();
@@ -188,7 +205,7 @@ fn a_second_opening_names_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
     let store = open(&root);
-    let again = || kiln_store::Store::open(kiln_store::StoreConfig::new(&root)).err().map(|e| e.to_string());
+    let again = || Store::open(StoreConfig::new(&root)).err().map(|e| e.to_string());
     assert!(again().unwrap().contains(&format!("process {}", std::process::id())));
     fs::remove_file(root.join("lock")).unwrap();
     assert!(again().unwrap().contains("in use"), "deleting the lock file does not let a second one in");
@@ -205,7 +222,7 @@ fn a_newer_format_is_refused_and_a_damaged_version_is_not() {
     let good = fs::read(&version).unwrap();
     let check = &kiln_stdx::Digest::of("kiln store 3").hex()[..8];
     fs::write(&version, format!("kiln store 3 {check}\n")).unwrap();
-    let error = kiln_store::Store::open(kiln_store::StoreConfig::new(&root)).err().unwrap();
+    let error = Store::open(StoreConfig::new(&root)).err().unwrap();
     assert!(error.to_string().contains("format 3"), "{error}");
     fs::write(&version, b"kiln store 3 deadbeef\n").unwrap();
     assert_eq!(open(&root).repairs().total(), 1);

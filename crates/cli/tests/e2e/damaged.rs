@@ -19,10 +19,16 @@ fn dockerfile(gate: &Gate) -> String {
 
 /// Removes a file from the layers that have it; the next thing that reads it finds out.
 fn spoil(env: &TestEnv, name: &str) {
+    layer_files(env, name).iter().for_each(|file| std::fs::remove_file(file).expect("a file of a layer"));
+}
+
+/// Returns where the layers that have a file have it.
+fn layer_files(env: &TestEnv, name: &str) -> Vec<PathBuf> {
     let layers = std::fs::read_dir(env.root().join("layers")).expect("layers");
-    let files: Vec<PathBuf> = layers.flatten().map(|layer| layer.path().join("fs").join(name)).collect();
-    let removed = files.iter().filter(|file| std::fs::remove_file(file).is_ok()).count();
-    assert!(removed > 0, "no layer has {name}");
+    let mut files: Vec<PathBuf> = layers.flatten().map(|layer| layer.path().join("fs").join(name)).collect();
+    files.retain(|file| file.exists());
+    assert!(!files.is_empty(), "no layer has {name}");
+    files
 }
 
 fn output(env: &TestEnv, name: &str) -> (String, PathBuf) {
@@ -57,6 +63,39 @@ fn results_that_are_damaged_one_after_the_other_are_made_again() {
     // What is damaged is made again with all that stands on it, and nothing else.
     let made = |name: &str| done.err().lines().filter(|line| line.ends_with(&format!(" made 0{name}"))).count();
     assert_eq!((made("one"), made("two"), made("three")), (2, 3, 4), "{}", done.report());
+}
+
+#[test]
+fn a_build_looks_again_at_what_the_one_before_used() {
+    let (env, base) = crate::env_with_base!();
+    let made = "FROM base\nRUN echo one > /one\n";
+    env.context(&[("Dockerfile", made)]);
+    let (first, dest) = output(&env, "first");
+    let _ = env.build(&["--build-context", &base, "-o", &first]).ok();
+    assert_eq!(text(&dest, "one"), "one\n");
+    for file in layer_files(&env, "one") {
+        std::fs::write(&file, "bad\n").expect("a file of a layer");
+    }
+    env.context(&[("Dockerfile", &format!("{made}RUN cat /one > /all\n"))]);
+    let (second, dest) = output(&env, "second");
+    let _ = env.build(&["--build-context", &base, "-o", &second]).ok();
+    assert_eq!(text(&dest, "one") + &text(&dest, "all"), "one\none\n");
+}
+
+#[test]
+fn a_step_that_fails_for_want_of_a_damaged_file_is_run_again() {
+    let (env, base) = crate::env_with_base!();
+    let gate = Gate::new();
+    let read = format!("FROM base\nRUN echo one > /one\nRUN {} && cat /one > /all\n", gate.command());
+    env.context(&[("Dockerfile", &read)]);
+    let (output, dest) = output(&env, "files");
+    let build = start(&env, &["--build-context", &base, "-o", &output]);
+    let held = gate.wait();
+    spoil(&env, "one");
+    held.release();
+    gate.wait().release();
+    let _ = build.finish().ok();
+    assert_eq!(text(&dest, "all"), "one\n");
 }
 
 #[test]

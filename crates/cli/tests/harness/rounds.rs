@@ -41,7 +41,10 @@ impl Series {
     fn new(place: usize) -> Option<Self> {
         let driver = ["overlay", "copy"][place % 2];
         let mut project = Project::fresh(driver)?;
-        project.variables.push(("KILN_RECHECK", "0".to_owned()));
+        // As users have it, each build looks once; now and then at each use.
+        if place % 4 == 3 {
+            project.variables.push(("KILN_RECHECK", "0".to_owned()));
+        }
         let remotes = Remotes::new(project.env.path().join("remote"), place);
         let base = project.base_blobs();
         let story = vec![format!("driver {driver}")];

@@ -6,7 +6,7 @@
 
 use super::Core;
 use super::demand::Change;
-use super::graph::{Exec, Freshness, Known, Made, Node, OutputRef, Prepared, State, VertexId};
+use super::graph::{Exec, Freshness, Known, Made, Node, OutputRef, Prepared, VertexId};
 use crate::job::Origin;
 use crate::op::OpError;
 use crate::vertex::CacheUse;
@@ -50,8 +50,9 @@ impl<R: Clone, O: Clone> Core<R, O> {
                 | Exec::Queued(p)
                 | Exec::Running(_, p)
                 | Exec::Stopping(p) => &p.known,
-                // What others have in hand may be just what was found to be of no use.
-                Exec::Done(_) if self.is_apart(node) && has_given(other, node) => return false,
+                // What others have in hand may be just what was found to be of no use, whichever output that was, and
+                // whether it was saved yet or not.
+                Exec::Done(_) if self.is_apart(node) && is_of_others(other, node) => return false,
                 Exec::Done(made) => &made.known,
                 Exec::Idle | Exec::Following(..) => return false,
             };
@@ -172,11 +173,9 @@ impl<R: Clone, O: Clone> Core<R, O> {
     }
 }
 
-/// Returns whether a vertex of other jobs has handed out an output. Whichever it was: what was found to be of no use may be
-/// another of the same execution than the one that is wanted of `node`, and more of them go the same way.
-fn has_given<R, O>(other: &Node<R, O>, node: &Node<R, O>) -> bool {
+/// Returns whether no job has both vertices.
+fn is_of_others<R, O>(other: &Node<R, O>, node: &Node<R, O>) -> bool {
     other.jobs.keys().all(|job| !node.jobs.contains_key(job))
-        && other.outputs.values().any(|out| matches!(out.state, State::Complete(_)))
 }
 
 /// Returns whether two vertices of one operation have, for every input, a key in common.

@@ -114,11 +114,32 @@ impl Op<ImmutableRef> for Exec {
     }
 
     async fn execute(&self, cx: &OpContext, inputs: &[ImmutableRef]) -> Result<Vec<ImmutableRef>, OpError> {
-        let outputs = run::run(self, cx, inputs).await?;
+        let outputs = match run::run(self, cx, inputs).await {
+            Ok(outputs) => outputs,
+            Err(error) => return Err(self.blamed(error, inputs).await.into()),
+        };
         for (key, reference) in self.keys.iter().zip(inputs).filter(|(key, _)| key.by_content) {
             content::keep_listing(&self.parts, cx, reference, selectors(key)).await;
         }
         Ok(outputs)
+    }
+}
+
+impl Exec {
+    /// Returns what a step failed for: damage of what it was given, if there is any now, and else what it says itself.
+    async fn blamed(&self, error: EngineError, inputs: &[ImmutableRef]) -> EngineError {
+        if matches!(error.class(), ErrorClass::Canceled | ErrorClass::Damage) {
+            return error;
+        }
+        let (store, inputs) = (self.parts.store.clone(), inputs.to_vec());
+        let looked = self.parts.blocking(move || Ok(inputs.iter().try_for_each(|input| store.check_now(input))?));
+        match looked.await {
+            Err(damage) if damage.class() == ErrorClass::Damage => {
+                tracing::warn!(%error, %damage, "a step failed on damaged files");
+                damage
+            }
+            _ => error,
+        }
     }
 }
 
