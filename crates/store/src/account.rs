@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::layer::LayerCell;
+use crate::room::Rooms;
 use crate::store::{Inner, Store};
 
 /// Bytes of a file system's block: small files take one.
@@ -44,6 +45,8 @@ pub(crate) struct Counters {
     blobs: AtomicI64,
     /// Blobs on their way, with the size they will have.
     pub coming: AtomicU64,
+    /// What is being written to directories.
+    pub rooms: Rooms,
     /// What is just being unpacked.
     pub unpacking: AtomicU64,
     /// What lies in unfinished directories, as last measured.
@@ -285,11 +288,16 @@ impl Inner {
 
     /// See [`Store::measure`].
     pub(crate) fn measure(&self) {
-        let mut bytes = disk::tree_size(&self.layout.drafts());
-        // Files there are blobs on their way, which are counted; directories are of contexts that come.
-        for entry in fs::read_dir(self.layout.temp_dir()).into_iter().flatten().flatten() {
+        let mut bytes = 0;
+        let dirs = [self.layout.drafts(), self.layout.temp_dir()];
+        for entry in dirs.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten()) {
+            // Directories are of drafts, and of contexts that come; files are blobs on their way, which are counted.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                bytes += disk::tree_size(&entry.path());
+                let path = entry.path();
+                // What was linked there is of the layer that it comes from.
+                let found = freed_by_removing(&path);
+                self.counters.rooms.measured(&path, found);
+                bytes += found;
             }
         }
         self.counters.unfinished.store(bytes, Ordering::Relaxed);

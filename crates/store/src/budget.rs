@@ -20,6 +20,9 @@ const BREATH: u32 = 4;
 /// Of the disk so much stays free of builds that are over the budget by themselves, at most; a part of small disks.
 const FLOOR: u64 = 64 << 20;
 const FLOOR_PART: u64 = 64;
+/// The head start of a process is such a part of the budget, and so many bytes at most.
+const HEAD_PART: u64 = 16;
+const HEAD: u64 = 64 << 20;
 /// Blobs and archives of unknown size are admitted in steps that grow with them, from the first to the second.
 const STEPS: (u64, u64) = (64 << 10, 8 << 20);
 
@@ -73,6 +76,8 @@ struct Rules {
     /// Collection begins so much below the budget, for metadata and cache mounts grow without asking, and frees as much
     /// again, so that the next few need nothing.
     grain: u64,
+    /// So much is kept free for each step that runs, ahead of what it was last seen to have written.
+    head: u64,
 }
 
 /// Builds hold more than the budget allows, and the disk is full up to its floor.
@@ -101,7 +106,8 @@ impl Rules {
         let most = sizes.map(|p| p.max_used_space.max(p.reserved_space)).min();
         let free = always().map(|p| p.min_free_space).max().unwrap_or_default();
         let grain = most.map_or(16 << 20, |most| (most / 64).clamp(64 << 10, 32 << 20));
-        Self { most, free, grain, policies }
+        let head = most.map_or(0, |most| (most / HEAD_PART).min(HEAD));
+        Self { most, free, grain, head, policies }
     }
 }
 
@@ -211,7 +217,12 @@ impl Inner {
     /// Returns whether the cache, with what is coming, is larger than it may be.
     fn is_large(&self, rules: &Rules) -> bool {
         let limit = |used: u64| rules.most.is_some_and(|most| used > most.saturating_sub(rules.grain));
-        limit(self.cache_bytes() + self.growing())
+        limit(self.cache_bytes() + self.coming(rules))
+    }
+
+    /// Returns what is being made, and what has been promised of that.
+    fn coming(&self, rules: &Rules) -> u64 {
+        self.growing() + self.counters.rooms.left(rules.head)
     }
 
     /// Makes room for what is counted as growing, of which `unwritten` bytes are not on the disk yet.
@@ -238,7 +249,7 @@ impl Inner {
 
     /// Applies the rules; returns whether anything went.
     fn collect(&self, rules: &Rules, unwritten: u64) -> bool {
-        let ahead = crate::prune::Ahead { used: self.growing() + 2 * rules.grain, unwritten };
+        let ahead = crate::prune::Ahead { used: self.coming(rules) + 2 * rules.grain, unwritten };
         let before = self.cache_bytes();
         let mut records = 0;
         for policy in &rules.policies {

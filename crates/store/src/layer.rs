@@ -19,6 +19,7 @@ use crate::layout::{LayerDir, LayerId};
 use crate::record::{LayerInfo, LayerRecord, LazyLayer, RecordType, Unpacked, Variant, split_nanos};
 use crate::refs::ImmutableRef;
 use crate::repair::RepairAction;
+use crate::room::Room;
 use crate::store::{Inner, LayerTable, Store};
 
 pub(crate) struct LayerCell {
@@ -135,6 +136,7 @@ pub struct LayerDraft {
     id: LayerId,
     dir: LayerDir,
     scratch: PathBuf,
+    room: Room,
     /// Nanoseconds of the clock.
     begun: u64,
     done: bool,
@@ -150,6 +152,11 @@ impl LayerDraft {
     /// [`Store::draft_of_view`].
     pub fn fs(&self) -> PathBuf {
         self.dir.fs()
+    }
+
+    /// The room for what is written to it.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// A directory beside it on the same file system, for an overlay's work directory; made by the first call, and
@@ -204,7 +211,8 @@ impl Store {
         let scratch = drafts.join(format!("{id}-scratch"));
         fs::create_dir(&dir.0).at("create", &dir.0)?;
         let begun = self.0.clock.unix_nanos();
-        Ok(LayerDraft { store: self.clone(), id, dir, scratch, begun, done: false })
+        let room = self.room(&dir.0);
+        Ok(LayerDraft { store: self.clone(), id, dir, scratch, room, begun, done: false })
     }
 
     /// Publishes a draft. A layer with the same `chain_id` that is already here and unpacked is returned instead.
@@ -226,6 +234,7 @@ impl Store {
         let (now, _) = split_nanos(nanos);
         let cost = nanos.saturating_sub(draft.begun) / 1_000_000;
         let (created, created_nanos) = split_nanos(if info.created == 0 { nanos } else { info.created });
+        draft.room.settle();
         inner.account_finished(bytes);
         let _room = self.reserve_written(bytes);
         let record = LayerRecord {

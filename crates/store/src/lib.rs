@@ -41,6 +41,7 @@ mod prune;
 mod record;
 mod refs;
 mod repair;
+mod room;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -66,6 +67,7 @@ pub use prune::{PrunePolicy, Pruned};
 pub use record::{LayerInfo, LazyLayer, RecordType};
 pub use refs::ImmutableRef;
 pub use repair::{RepairAction, RepairEvent, RepairLog};
+pub use room::Room;
 pub use store::{FORMAT, Store, StoreConfig};
 pub use unpack::{BlobOptions, LayerBlob};
 pub use usage::{Lease, Standing, UsageRecord};

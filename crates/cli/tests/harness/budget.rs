@@ -24,8 +24,8 @@ const BUDGET: u64 = 150;
 /// What one step, file or cache mount has at most, in megabytes.
 const LARGEST: usize = 16;
 const MB: u64 = 1_000_000;
-/// What a build makes at most: two steps, a file that is sent and then copied, a cache mount.
-const BUILD: u64 = 5 * LARGEST as u64 * MB;
+/// What a build may write before somebody has looked: a step's file. What it is sent, and copies, has room made for it before.
+const BUILD: u64 = LARGEST as u64 * MB;
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(30);
 /// What the engine's own files may take beyond, and what the disk's file system keeps for itself meanwhile.

@@ -117,6 +117,42 @@ fn room_is_made_before_bytes_are_kept() {
 }
 
 #[test]
+fn room_is_made_before_something_is_written() {
+    let f = fixture(Duration::from_secs(60));
+    f.store.set_budget(budget(16 * MIB));
+    let kept = |f: &Fixture| f.store.accounts().unwrap().cache;
+    let fill = |f: &Fixture| {
+        (0..15_u8).for_each(|i| drop(one_file(&f.store.scratch(), &format!("f{i}"), &vec![i; 1 << 20])));
+        assert!(kept(f) > 13 * MIB);
+    };
+    fill(&f);
+    let draft = f.store.draft().unwrap();
+    draft.room().take(4 * MIB);
+    assert!(kept(&f) <= 12 * MIB, "a size that is known");
+    fill_draft(&draft, 4 * MIB);
+    f.store.measure();
+    let before = kept(&f);
+    draft.room().take(0);
+    assert_eq!(kept(&f), before, "what has come is not counted twice");
+    drop(draft);
+    fill(&f);
+    let draft = f.store.draft().unwrap();
+    draft.room().runs();
+    assert!(kept(&f) <= 15 * MIB - MIB / 2, "a head start of a sixteenth");
+    fill_draft(&draft, 5 * MIB);
+    f.store.measure();
+    f.store.keep_budget();
+    assert!(kept(&f) <= 10 * MIB, "on top of what was measured");
+    draft.room().settle();
+    drop(draft);
+    fill(&f);
+}
+
+fn fill_draft(draft: &crate::LayerDraft, bytes: u64) {
+    std::fs::write(draft.fs().join("file"), vec![1; usize::try_from(bytes).unwrap()]).unwrap();
+}
+
+#[test]
 fn what_is_held_stays_and_goes_when_it_is_let_go() {
     let f = fixture(Duration::from_secs(60));
     let (idle, r) = one_file(&f.store.scratch(), "idle", &[1; 1 << 20]);

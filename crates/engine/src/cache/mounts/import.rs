@@ -132,6 +132,7 @@ impl MountImport {
         let needed = restore::needed(&loaded.contents, &files, found.bytes)?;
         let packs: Vec<Pack> = needed.iter().filter_map(|place| loaded.contents.packs.get(*place)).cloned().collect();
         let draft = Arc::new(parts.store.draft()?);
+        draft.room().runs();
         let raw = draft.scratch()?.to_owned();
 
         let total: u64 = packs.iter().map(|pack| pack.blob.size).sum();

@@ -158,6 +158,7 @@ impl Prepared {
                     let view = parts.snapshotter.view(&lowers, draft.scratch()?)?;
                     return Ok((draft, held, Some(view), None));
                 }
+                draft.room().runs();
                 let active = parts.snapshotter.prepare(&lowers, draft.scratch()?)?;
                 Ok((draft, held, None, Some(active)))
             })

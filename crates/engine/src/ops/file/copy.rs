@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_llb::op::{Copy, CopyMode};
-use kiln_snapshot::layer::{FileMeta, Overrides};
+use kiln_snapshot::layer::{FileMeta, Overrides, Placed};
 use kiln_snapshot::{Entry, LayerBuilder, Node, Tree};
 use kiln_stdx::pattern::{self, Glob, PathFilter, Verdict};
-use kiln_store::ImmutableRef;
+use kiln_store::{ImmutableRef, Room};
 use tokio_util::sync::CancellationToken;
 
 use super::simple::{Ids, time};
@@ -29,6 +29,7 @@ pub struct CopyRun<'a> {
     pub(super) owner: Option<Ids>,
     pub(super) now: (i64, u32),
     pub(super) cancel: &'a CancellationToken,
+    pub(super) room: &'a Room,
     filter: PathFilter,
     /// Where the first name of an inode of the source went.
     links: HashMap<(usize, u32), Vec<u8>>,
@@ -45,11 +46,12 @@ impl<'a> CopyRun<'a> {
         owner: Option<Ids>,
         now: (i64, u32),
         cancel: &'a CancellationToken,
+        room: &'a Room,
     ) -> Result<Self, EngineError> {
         let filter = PathFilter::new(&copy.include_patterns, &copy.exclude_patterns)
             .map_err(|e| EngineError::user(e.to_string()))?;
         let (tree, dirs) = (source.tree()?, source.dirs());
-        Ok(Self { tree, dirs, copy, owner, now, cancel, filter, links: HashMap::new() })
+        Ok(Self { tree, dirs, copy, owner, now, cancel, room, filter, links: HashMap::new() })
     }
 
     /// Copies everything the action names.
@@ -263,7 +265,10 @@ impl<'a> CopyRun<'a> {
         };
         let dir = self.dirs.get(node.layer).ok_or_else(|| EngineError::user("a layer of the source is gone"))?;
         let path = dir.join(OsString::from_vec(entry.path.clone()));
-        builder.link_or_copy(&path, entry, dest, &overrides)?;
+        self.room.take(entry.size);
+        if builder.link_or_copy(&path, entry, dest, &overrides)? != Placed::Copied {
+            self.room.give_back(entry.size);
+        }
         Ok(())
     }
 

@@ -123,7 +123,7 @@ impl Run<'_> {
                     let source = self.reference(action.secondary, results)?;
                     store.check(&source)?;
                     let owner = owner_of(&copy.owner)?;
-                    CopyRun::new(&source, copy, owner, now, &self.cancel)?.run(&mut builder)?;
+                    CopyRun::new(&source, copy, owner, now, &self.cancel, draft.room())?.run(&mut builder)?;
                 }
                 FileChange::Mkfile(file) => simple::mkfile(&mut builder, file, owner_of(&file.owner)?, now)?,
                 FileChange::Mkdir(dir) => simple::mkdir(&mut builder, dir, owner_of(&dir.owner)?, now)?,

@@ -78,6 +78,7 @@ impl Op<ImmutableRef> for GitOp {
         let git = self.git(cx).await?;
         let repository = Repository::with(&self.parts, cx, &git, &self.source, pin).await?;
         let draft = self.parts.store.draft().map_err(EngineError::from)?;
+        draft.room().runs();
         checkout(&repository, &self.source, pin, &draft.fs(), draft.scratch().map_err(EngineError::from)?).await?;
         let store = self.parts.store.clone();
         let description = format!("git snapshot for {}#{}", self.source.shown(), self.source.git_ref);

@@ -45,6 +45,7 @@ pub async fn one_file(
     let store = parts.store.clone();
     let work = move || {
         let draft = store.draft()?;
+        draft.room().take(blob.size());
         let (tree, dirs) = (Tree::default(), Vec::new());
         let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
         builder.file_from_reader(name.as_bytes(), &meta, blob.open_verified()?)?;

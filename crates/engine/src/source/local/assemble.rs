@@ -97,6 +97,9 @@ impl Assembly<'_> {
         let draft = self.store.draft()?;
         let (tree, dirs) = (Tree::default(), Vec::new());
         let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
+        let written =
+            |place: &usize| !self.links.contains_key(place) && self.unchanged(&self.entries[*place]).is_none();
+        draft.room().take((0..self.entries.len()).filter(written).map(|place| self.entries[place].size).sum());
         let small: Vec<usize> = (0..self.entries.len()).filter(|&place| self.is_small(place)).collect();
         ahead(
             &small,

@@ -10,7 +10,7 @@ use kiln_session::SyncTarget;
 use kiln_session::proto::fs::Stat;
 use kiln_session::stat::Kind as StatKind;
 use kiln_snapshot::{Entry, Kind};
-use kiln_store::Store;
+use kiln_store::{Room, Store};
 
 use super::assemble::{Contents, Last, print_of};
 use super::metadata::{self, Listing};
@@ -33,6 +33,7 @@ pub struct Received {
     open: BTreeMap<u32, File>,
     /// Keeps most entries as metadata only, if that is what is wanted.
     listing: Option<Listing>,
+    room: Room,
     pub bytes: u64,
 }
 
@@ -44,6 +45,7 @@ impl Received {
     pub fn new(store: &Store, last: Option<Last>, trusts_metadata: bool, listing: Option<Listing>) -> io::Result<Self> {
         let dir = store.temp_path();
         std::fs::create_dir(&dir)?;
+        let room = store.room(&dir);
         Ok(Self {
             last,
             trusts_metadata,
@@ -54,6 +56,7 @@ impl Received {
             ids: HashMap::new(),
             open: BTreeMap::new(),
             listing,
+            room,
             bytes: 0,
         })
     }
@@ -157,8 +160,10 @@ impl SyncTarget for Received {
             entry.digest = old.digest;
             wanted = false;
         }
+        let size = entry.size;
         let place = self.push(entry);
         if wanted {
+            self.room.take(size);
             self.ids.insert(place, id);
         }
         Ok(wanted)
