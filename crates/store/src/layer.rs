@@ -1,7 +1,6 @@
-//! Layers: drafts, commit by rename, loading at open, and the handles that keep them from GC.
+//! Layers: commit of drafts by rename, loading at open, and the handles that keep them from GC.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,12 +13,12 @@ use crate::account;
 use crate::blob::USE_GRAIN;
 use crate::budget::LetGo;
 use crate::disk;
+use crate::draft::LayerDraft;
 use crate::error::{IoContext, Result, StoreError};
 use crate::layout::{LayerDir, LayerId};
 use crate::record::{LayerInfo, LayerRecord, LazyLayer, RecordType, Unpacked, Variant, split_nanos};
 use crate::refs::ImmutableRef;
 use crate::repair::RepairAction;
-use crate::room::Room;
 use crate::store::{Inner, LayerTable, Store};
 
 pub(crate) struct LayerCell {
@@ -127,60 +126,6 @@ impl Layer {
     /// Bytes of its files; 0 if not unpacked.
     pub fn size(&self) -> u64 {
         self.cell.record().unpacked.as_ref().map_or(0, |u| u.size)
-    }
-}
-
-/// A layer being made. Fill [`LayerDraft::fs`], then [`Store::commit`]. Dropping it deletes it.
-pub struct LayerDraft {
-    store: Store,
-    id: LayerId,
-    dir: LayerDir,
-    scratch: PathBuf,
-    room: Room,
-    /// Nanoseconds of the clock.
-    begun: u64,
-    done: bool,
-}
-
-impl LayerDraft {
-    /// The id that the layer will have.
-    pub fn id(&self) -> LayerId {
-        self.id
-    }
-
-    /// The directory of its files, in overlay upper form; exists, empty, but for a draft from
-    /// [`Store::draft_of_view`].
-    pub fn fs(&self) -> PathBuf {
-        self.dir.fs()
-    }
-
-    /// The room for what is written to it.
-    pub fn room(&self) -> &Room {
-        &self.room
-    }
-
-    /// A directory beside it on the same file system, for an overlay's work directory; made by the first call, and
-    /// goes away with the draft.
-    ///
-    /// # Errors
-    /// It cannot be created.
-    pub fn scratch(&self) -> Result<&Path> {
-        match fs::create_dir(&self.scratch) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e).at("create", &self.scratch),
-            _ => Ok(&self.scratch),
-        }
-    }
-}
-
-impl Drop for LayerDraft {
-    fn drop(&mut self) {
-        let inner = &self.store.0;
-        if fs::symlink_metadata(&self.scratch).is_ok() {
-            inner.discard_later(&self.scratch);
-        }
-        if !self.done && fs::symlink_metadata(&self.dir.0).is_ok() {
-            inner.discard(&self.dir.0);
-        }
     }
 }
 
