@@ -31,13 +31,13 @@ def said(name, times):
 
 
 def in_turn(runs, first, second):
-    """Runs two things in turn, after one turn to warm up, and returns the times of each."""
+    """Runs two things in turn, each first every other time, after one turn to warm up, and returns the times of each."""
     times = ([], [])
     for turn in range(runs + 1):
-        for taken, build in zip(times, (first, second)):
-            seconds = build()
+        for place in (0, 1) if turn % 2 else (1, 0):
+            seconds = (first, second)[place]()
             if turn > 0:
-                taken.append(seconds)
+                times[place].append(seconds)
     return times
 
 

@@ -15,6 +15,8 @@ const AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(60);
 /// How often is looked at the disk while builds run, and how many times as long as it took the rules rest afterwards.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often the rules are applied while builds by themselves need more than there may be.
+const OVER: Duration = Duration::from_millis(250);
 const REST: u32 = 10;
 const HOUR: Duration = Duration::from_secs(3600);
 const GIGA: u64 = 1_000_000_000;
@@ -121,19 +123,21 @@ async fn during_builds(engine: Engine, policies: Arc<Vec<PrunePolicy>>) {
     store.set_budget(policies.to_vec());
     let mut free = store.disk_space().0;
     let (mut before, mut woken) = (0, true);
+    let mut followed = tokio::time::Instant::now();
     loop {
         let running = *active.borrow_and_update();
         let ended = woken && running <= before;
         before = running;
         let now = store.disk_space().0;
         let mut pause = if running == 0 { Duration::MAX } else { LOOK };
-        let over = running > 0 && store.is_over_budget();
+        let over = running > 0 && followed.elapsed() >= OVER && store.is_over_budget();
         if ended || over || free.saturating_sub(now) >= grain {
             free = now;
             let begun = tokio::time::Instant::now();
             follow(&engine, ended).await;
             // Where there is much to look through it is done less often.
-            pause = pause.max(begun.elapsed() * REST);
+            followed = tokio::time::Instant::now();
+            pause = pause.max((followed - begun) * REST);
         }
         free = free.max(store.disk_space().0);
         woken = tokio::select! {

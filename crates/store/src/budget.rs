@@ -16,7 +16,7 @@ use crate::store::{Inner, Store};
 /// How long is waited after a collection that found nothing to free, unless something is let go.
 const REST: Duration = Duration::from_secs(2);
 /// How many times as long as it took is waited if something was let go meanwhile: that may have been anything.
-const BREATH: u32 = 4;
+const BREATH: u32 = 10;
 /// Of the disk so much stays free of builds that are over the budget by themselves, at most; a part of small disks.
 const FLOOR: u64 = 64 << 20;
 const FLOOR_PART: u64 = 64;
@@ -45,10 +45,11 @@ struct Futile {
 }
 
 impl Futile {
-    /// Returns whether another would find nothing either, or comes too soon.
-    fn holds(self) -> bool {
+    /// Returns whether another would find nothing either, or comes too soon. Where only the disk is full, that is mostly of
+    /// others' files: it does not haste.
+    fn holds(self, large: bool) -> bool {
         let same = LET_GO.load(Ordering::Acquire) == self.let_go;
-        self.ended.elapsed() < if same { REST } else { self.took * BREATH }
+        self.ended.elapsed() < if same || !large { REST } else { self.took * BREATH }
     }
 }
 
@@ -152,7 +153,7 @@ impl Store {
     /// Tells whether more is kept, or coming, than the budget allows, as it was last measured.
     pub fn is_over_budget(&self) -> bool {
         let rules = self.0.budget.rules.read().clone();
-        rules.is_some_and(|rules| self.0.is_over(&rules, 0))
+        rules.is_some_and(|rules| self.0.is_large(&rules))
     }
 }
 
@@ -234,7 +235,8 @@ impl Inner {
         let _one = self.budget.collecting.lock();
         let mut over = self.is_over(&rules, unwritten);
         while over {
-            if self.budget.futile.lock().is_some_and(Futile::holds) {
+            let large = self.is_large(&rules);
+            if self.budget.futile.lock().is_some_and(|futile| futile.holds(large)) {
                 return;
             }
             let (begun, let_go) = (Instant::now(), LET_GO.load(Ordering::Acquire));
