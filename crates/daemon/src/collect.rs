@@ -15,9 +15,9 @@ const AFTER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(60);
 /// How often is looked at the disk while builds run, and how many times as long as it took the rules rest afterwards.
 const LOOK: Duration = Duration::from_millis(10);
+const REST: u32 = 10;
 /// How often the rules are applied while builds by themselves need more than there may be.
 const OVER: Duration = Duration::from_millis(250);
-const REST: u32 = 10;
 const HOUR: Duration = Duration::from_secs(3600);
 const GIGA: u64 = 1_000_000_000;
 

@@ -47,8 +47,6 @@ pub(crate) struct Counters {
     pub coming: AtomicU64,
     /// What is being written to directories.
     pub rooms: Rooms,
-    /// What is just being unpacked.
-    pub unpacking: AtomicU64,
     /// What lies in unfinished directories, as last measured.
     unfinished: AtomicU64,
     /// Counts layers that came or went.
@@ -170,8 +168,7 @@ impl Inner {
     /// Returns what running builds are making.
     pub(crate) fn growing(&self) -> u64 {
         let counters = &self.counters;
-        let unfinished = counters.unfinished.load(Ordering::Relaxed).max(counters.unpacking.load(Ordering::Relaxed));
-        unfinished + counters.coming.load(Ordering::Relaxed)
+        counters.unfinished.load(Ordering::Relaxed) + counters.coming.load(Ordering::Relaxed)
     }
 
     fn pinned_bytes(&self) -> u64 {

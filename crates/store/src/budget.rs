@@ -2,7 +2,6 @@
 //!
 //! The invariant: at every moment the cache takes no more than the budget, or nothing but what running builds hold.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ const FLOOR_PART: u64 = 64;
 /// The head start of a process is such a part of the budget, and so many bytes at most.
 const HEAD_PART: u64 = 16;
 const HEAD: u64 = 64 << 20;
-/// Blobs and archives of unknown size are admitted in steps that grow with them, from the first to the second.
+/// What comes piece by piece is admitted in steps that grow with it, from the first to the second.
 const STEPS: (u64, u64) = (64 << 10, 8 << 20);
 
 #[derive(Default)]
@@ -66,6 +65,11 @@ impl Drop for LetGo {
     }
 }
 
+/// Returns by how much to go beyond what one `had` asked for, where that is too little by `short`.
+pub(crate) fn step(had: u64, short: u64) -> u64 {
+    short.max(had.clamp(STEPS.0, STEPS.1))
+}
+
 /// The rules of collection, and what follows from them.
 #[derive(Default)]
 struct Rules {
@@ -96,7 +100,6 @@ pub struct Overrun {
 pub struct Reservation {
     store: Store,
     bytes: u64,
-    unpacking: bool,
 }
 
 impl Rules {
@@ -121,14 +124,14 @@ impl Store {
     /// Makes room for `bytes` that are about to be written, and counts them until they are dropped: by then they have been
     /// published, or are gone. Collects what is idle as far as it has to; waits for that.
     pub fn reserve(&self, bytes: u64) -> Reservation {
-        let mut reservation = Reservation { store: self.clone(), bytes: 0, unpacking: false };
+        let mut reservation = Reservation { store: self.clone(), bytes: 0 };
         reservation.grow(bytes, bytes);
         reservation
     }
 
     /// As [`Store::reserve`], for what lies on the disk and is about to be published.
     pub(crate) fn reserve_written(&self, bytes: u64) -> Reservation {
-        let mut reservation = Reservation { store: self.clone(), bytes: 0, unpacking: false };
+        let mut reservation = Reservation { store: self.clone(), bytes: 0 };
         reservation.grow(bytes, 0);
         reservation
     }
@@ -161,7 +164,7 @@ impl Reservation {
     /// Makes room for `bytes` more, of which `unwritten` are not on the disk.
     fn grow(&mut self, bytes: u64, unwritten: u64) {
         // Counted first: of two who come at once each sees the other.
-        self.counter().fetch_add(bytes, Ordering::Relaxed);
+        self.store.0.counters.coming.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;
         self.store.0.admit(unwritten);
     }
@@ -169,50 +172,22 @@ impl Reservation {
     /// Makes room up to `bytes` in all, in steps.
     pub(crate) fn grow_to(&mut self, bytes: u64) {
         if bytes > self.bytes {
-            let more = (bytes - self.bytes).max(self.bytes.clamp(STEPS.0, STEPS.1));
-            self.grow(more, if self.unpacking { 0 } else { more });
+            let more = step(self.bytes, bytes - self.bytes);
+            self.grow(more, more);
         }
-    }
-
-    fn counter(&self) -> &AtomicU64 {
-        let counters = &self.store.0.counters;
-        if self.unpacking { &counters.unpacking } else { &counters.coming }
-    }
-}
-
-/// The bytes of an archive that is unpacked: room is made for them as they come.
-pub(crate) struct Admitted<R> {
-    archive: R,
-    read: u64,
-    reservation: Reservation,
-}
-
-impl<R: Read> Admitted<R> {
-    pub fn new(archive: R, store: &Store) -> Self {
-        let reservation = Reservation { store: store.clone(), bytes: 0, unpacking: true };
-        Self { archive, read: 0, reservation }
-    }
-}
-
-impl<R: Read> Read for Admitted<R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.archive.read(buf)?;
-        self.read += n as u64;
-        self.reservation.grow_to(self.read);
-        Ok(n)
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.counter().fetch_sub(self.bytes, Ordering::Relaxed);
+        self.store.0.counters.coming.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 impl Inner {
-    fn is_over(&self, rules: &Rules, unwritten: u64) -> bool {
-        self.is_large(rules)
-            || (rules.free > 0 && disk::space(&self.layout.root).0.saturating_sub(unwritten) < rules.free)
+    /// Returns whether less of the disk is free than should be, once so much more is written.
+    fn is_short(&self, rules: &Rules, unwritten: u64) -> bool {
+        rules.free > 0 && disk::space(&self.layout.root).0.saturating_sub(unwritten) < rules.free
     }
 
     /// Returns whether the cache, with what is coming, is larger than it may be.
@@ -229,23 +204,26 @@ impl Inner {
     /// Makes room for what is counted as growing, of which `unwritten` bytes are not on the disk yet.
     pub(crate) fn admit(&self, unwritten: u64) {
         let Some(rules) = self.budget.rules.read().clone() else { return };
-        if !self.is_over(&rules, unwritten) {
+        let is_over = || self.is_large(&rules) || self.is_short(&rules, unwritten);
+        if !is_over() {
             return;
         }
         let _one = self.budget.collecting.lock();
-        let mut over = self.is_over(&rules, unwritten);
-        while over {
-            let large = self.is_large(&rules);
-            if self.budget.futile.lock().is_some_and(|futile| futile.holds(large)) {
-                return;
-            }
+        if !is_over() {
+            return;
+        }
+        let mut large = self.is_large(&rules);
+        while !self.budget.futile.lock().is_some_and(|futile| futile.holds(large)) {
             let (begun, let_go) = (Instant::now(), LET_GO.load(Ordering::Acquire));
             if !self.collect(&rules, unwritten) {
                 *self.budget.futile.lock() = Some(Futile { ended: Instant::now(), took: begun.elapsed(), let_go });
             }
             // Others reserve while this one collects: once is not always enough. What a disk has free is not asked again:
             // some file systems tell of freed bytes only after a while.
-            over = self.is_large(&rules);
+            large = self.is_large(&rules);
+            if !large {
+                return;
+            }
         }
     }
 

@@ -69,7 +69,7 @@ pub use prune::{PrunePolicy, Pruned};
 pub use record::{LayerInfo, LazyLayer, RecordType};
 pub use refs::ImmutableRef;
 pub use repair::{RepairAction, RepairEvent, RepairLog};
-pub use room::Room;
+pub use room::{Admitted, Room};
 pub use store::{FORMAT, Store, StoreConfig};
 pub use unpack::{BlobOptions, LayerBlob};
 pub use usage::{Lease, Standing, UsageRecord};

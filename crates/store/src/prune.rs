@@ -119,8 +119,8 @@ impl Inner {
         if keep.is_some_and(|keep| used() <= keep) {
             return Ok(pruned);
         }
-        let records = self.layer_usage(&held).into_iter().chain(self.mount_usage(false)).chain(self.loose_blobs(&held));
-        let records: HashMap<String, UsageRecord> = records.map(|record| (record.id.clone(), record)).collect();
+        let records: HashMap<String, UsageRecord> =
+            self.records(&held, false).map(|record| (record.id.clone(), record)).collect();
         let now = self.clock.unix();
         let may_go = |r: &UsageRecord| {
             let kind = policy.all || !matches!(r.record_type, RecordType::Internal | RecordType::Frontend);

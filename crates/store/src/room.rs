@@ -2,14 +2,13 @@
 //! nothing, get a head start on what was last measured of them.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
+use crate::budget::step;
 use crate::store::Store;
-
-/// Promises grow in steps that grow with them, from the first to the second, so that not each file asks.
-const STEPS: (u64, u64) = (64 << 10, 8 << 20);
 
 /// All that is being written.
 #[derive(Default)]
@@ -73,13 +72,19 @@ impl Room {
         let more = self.rooms().change(self.key, |room| {
             room.asked += bytes;
             let short = room.asked.saturating_sub(room.promised);
-            let more = if short > 0 { short.max(room.promised.clamp(STEPS.0, STEPS.1)) } else { 0 };
+            // In steps, so that not each file asks.
+            let more = if short > 0 { step(room.promised, short) } else { 0 };
             room.promised += more;
             more
         });
         if let Some(more) = more.filter(|more| *more > 0) {
             self.store.0.admit(more);
         }
+    }
+
+    /// Makes room for what is unpacked of an archive, as it comes.
+    pub fn for_archive<R: Read>(&self, archive: R) -> Admitted<'_, R> {
+        Admitted { archive, room: self }
     }
 
     /// Gives back what was not needed.
@@ -103,6 +108,20 @@ impl Room {
 
     fn rooms(&self) -> &Rooms {
         &self.store.0.counters.rooms
+    }
+}
+
+/// An archive for whose bytes room is made as they are read.
+pub struct Admitted<'a, R> {
+    archive: R,
+    room: &'a Room,
+}
+
+impl<R: Read> Read for Admitted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.archive.read(buf)?;
+        self.room.take(n as u64);
+        Ok(n)
     }
 }
 

@@ -11,7 +11,6 @@ use kiln_stdx::{Digest, DigestWriter, ErrorClass, fault};
 
 use crate::account;
 use crate::blob::Blob;
-use crate::budget::Admitted;
 use crate::disk;
 use crate::error::{IoContext, Result, StoreError};
 use crate::layer::Layer;
@@ -245,14 +244,15 @@ impl Inner {
         fault::point("store.unpack.start").at("unpack", &aside.files)?;
         let begun = self.clock.unix_nanos();
         let archive = open_archive(blob).map_err(kiln_snapshot::Error::Input)?;
-        let archive = Admitted::new(archive, parents.store());
-        let applied = snapshot::apply(archive, &aside.files, lower, &parents.dirs())?;
+        let room = parents.store().room(&aside.files);
+        let applied = snapshot::apply(room.for_archive(archive), &aside.files, lower, &parents.dirs())?;
         if applied.diff_id != expected {
             return Err(StoreError::Mismatch { expected, got: applied.diff_id });
         }
         let encoded = applied.manifest.encode();
         disk::write_new(&aside.manifest, &encoded)?;
         let bytes = account::layer_bytes(&applied.manifest, &aside.files, encoded.len() as u64);
+        room.settle();
         self.account_finished(bytes);
         let _room = parents.store().reserve_written(bytes);
         let dir = LayerDir(self.layout.layer(layer.id()));

@@ -83,9 +83,7 @@ impl Store {
         self.0.mount_records(true);
         self.0.admit(0);
         let held = self.0.held()?;
-        let mut records = self.0.layer_usage(&held);
-        records.extend(self.0.mount_usage(true));
-        records.extend(self.0.loose_blobs(&held));
+        let mut records: Vec<UsageRecord> = self.0.records(&held, true).collect();
         records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         Ok(records)
     }
@@ -100,14 +98,13 @@ impl Store {
         let before = self.usage()?;
         let accounts = self.accounts()?;
         let held = self.0.held()?;
-        let after =
-            self.0.layer_usage(&held).into_iter().chain(self.0.mount_usage(false)).chain(self.0.loose_blobs(&held));
+        let (records, after) = (before.len(), self.0.records(&held, false));
         let mut sizes: HashMap<String, u64> = HashMap::new();
-        for record in before.iter().cloned().chain(after).filter(|record| record.in_use) {
+        for record in before.into_iter().chain(after).filter(|record| record.in_use) {
             let size = sizes.entry(record.id).or_default();
             *size = record.size.max(*size);
         }
-        Ok(Standing { records: before.len(), held: sizes.values().sum(), accounts })
+        Ok(Standing { records, held: sizes.values().sum(), accounts })
     }
 
     /// Returns the bytes that count against the disk budget: all records and the metadata, in blocks of the disk.
@@ -165,7 +162,12 @@ impl Inner {
         Ok(held)
     }
 
-    pub(crate) fn layer_usage(&self, held: &Held) -> Vec<UsageRecord> {
+    /// Returns all that takes space; with `measure` cache mounts that are in use are measured, too.
+    pub(crate) fn records(&self, held: &Held, measure: bool) -> impl Iterator<Item = UsageRecord> + use<> {
+        self.layer_usage(held).into_iter().chain(self.mount_usage(measure)).chain(self.loose_blobs(held))
+    }
+
+    fn layer_usage(&self, held: &Held) -> Vec<UsageRecord> {
         let blobs = self.blob_sizes();
         // The blob of two layers counts for the first.
         let mut counted = HashSet::new();
@@ -191,7 +193,7 @@ impl Inner {
     }
 
     /// With `measure` those that are in use are measured, too.
-    pub(crate) fn mount_usage(&self, measure: bool) -> Vec<UsageRecord> {
+    fn mount_usage(&self, measure: bool) -> Vec<UsageRecord> {
         let record = |(record, in_use): (crate::mounts::MountRecord, bool)| UsageRecord {
             id: record.id,
             parents: Vec::new(),
@@ -210,7 +212,7 @@ impl Inner {
     }
 
     /// Blobs in the table that no layer and no image has.
-    pub(crate) fn loose_blobs(&self, held: &Held) -> Vec<UsageRecord> {
+    fn loose_blobs(&self, held: &Held) -> Vec<UsageRecord> {
         let owned: HashSet<Digest> = {
             let layers = self.layers.lock();
             layers

@@ -8,7 +8,6 @@ use std::os::unix::ffi::OsStringExt;
 use kiln_snapshot::layer::{ExtractOptions, extract};
 use kiln_snapshot::{LayerBuilder, compress, tar};
 use kiln_stdx::ErrorClass;
-use kiln_store::Room;
 
 use super::copy::CopyRun;
 use crate::error::EngineError;
@@ -49,7 +48,7 @@ pub fn unpack(run: &CopyRun<'_>, source: &[u8], builder: &mut LayerBuilder<'_>) 
     };
     let (_, reader) =
         compress::decompress(BufReader::new(File::open(&path)?)).map_err(|e| fail(kiln_snapshot::Error::Input(e)))?;
-    let mut reader = Taking { archive: reader, room: run.room };
+    let mut reader = run.room.for_archive(reader);
     let dest = clean_relative(&run.copy.dest);
     let at = builder.resolve(dest.as_bytes(), true)?.path;
     if !at.is_empty() {
@@ -61,20 +60,6 @@ pub fn unpack(run: &CopyRun<'_>, source: &[u8], builder: &mut LayerBuilder<'_>) 
     match std::io::copy(&mut reader, &mut std::io::sink()) {
         Err(e) if !is_padding(&e) => Err(fail(kiln_snapshot::Error::Input(e))),
         _ => Ok(true),
-    }
-}
-
-/// An archive that makes room for what comes out of it.
-struct Taking<'a, R> {
-    archive: R,
-    room: &'a Room,
-}
-
-impl<R: Read> Read for Taking<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.archive.read(buf)?;
-        self.room.take(n as u64);
-        Ok(n)
     }
 }
 

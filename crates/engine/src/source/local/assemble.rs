@@ -97,10 +97,9 @@ impl Assembly<'_> {
         let draft = self.store.draft()?;
         let (tree, dirs) = (Tree::default(), Vec::new());
         let mut builder = LayerBuilder::new(&draft.fs(), &tree, &dirs)?;
-        let written =
-            |place: &usize| !self.links.contains_key(place) && self.unchanged(&self.entries[*place]).is_none();
-        draft.room().take((0..self.entries.len()).filter(written).map(|place| self.entries[place].size).sum());
-        let small: Vec<usize> = (0..self.entries.len()).filter(|&place| self.is_small(place)).collect();
+        let mut small: Vec<usize> = (0..self.entries.len()).filter(|&place| self.is_written(place)).collect();
+        draft.room().take(small.iter().map(|&place| self.entries[place].size).sum());
+        small.retain(|&place| self.entries[place].size <= SMALL);
         ahead(
             &small,
             |&place| self.read(place),
@@ -128,12 +127,10 @@ impl Assembly<'_> {
         Some((last, last.get(&entry.path).filter(|old| old.digest == Some(digest))?))
     }
 
-    fn is_small(&self, place: usize) -> bool {
+    /// Tells whether it is a file whose bytes are not here yet.
+    fn is_written(&self, place: usize) -> bool {
         let entry = &self.entries[place];
-        entry.kind == Kind::File
-            && entry.size <= SMALL
-            && !self.links.contains_key(&place)
-            && self.unchanged(entry).is_none()
+        entry.kind == Kind::File && !self.links.contains_key(&place) && self.unchanged(entry).is_none()
     }
 
     /// Reads and hashes a small file; none when it has grown beyond one.
